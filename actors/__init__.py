@@ -1,0 +1,1 @@
+"""The denoising engine and the Ray actor that runs it."""

@@ -1,0 +1,155 @@
+"""What the parts of the denoising engine promise each other; read this file first.
+
+Always true here: no Ray, no RLlib; tensors are torch and live on the backbone's device, images are
+uint8 numpy in B x H x W x 3, and an episode's randomness comes from its own seed and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from actors.engine import Episode
+
+Images = NDArray[np.uint8]
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
+
+#: The quality vector an observation may hold, in this order (see ORIGINAL formulation, "State").
+QUALITY_FEATURES = (
+    "clip_score",
+    "aesthetic_delta",
+    "image_reward",
+    "dino_similarity",
+    "step_ratio",
+    "nfe_ratio",
+    "best_image_reward",
+    "looked",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRequest:
+    """One image to make: a prompt and the seed that fixes every random number of its episode."""
+
+    prompt: str
+    seed: int
+    tier: str | None = None
+    max_nfe: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Embeddings of B prompts.
+
+    text_BLD: conditional token embeddings; null_BLD: those of the empty prompt, or None for backbones
+    without classifier-free guidance; pooled_BD: one vector a prompt; token_mask_BL: True at tokens that
+    belong to the prompt's words (not at begin, end or padding); extras: what a backbone needs besides
+    (SDXL's time ids), each with B rows.
+    """
+
+    text_BLD: torch.Tensor
+    null_BLD: torch.Tensor | None
+    pooled_BD: torch.Tensor
+    token_mask_BL: torch.Tensor
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Denoised:
+    """One denoiser call: the guided prediction, pooled mid-block features, attention if asked for.
+
+    attention_BLHW holds the mean cross-attention over heads and layers, one map a token.
+    """
+
+    prediction_BCHW: torch.Tensor
+    features_BF: torch.Tensor
+    attention_BLHW: torch.Tensor | None
+
+
+class Backbone(Protocol):
+    """A frozen text-to-image model, as the engine sees it."""
+
+    latent_shape: tuple[int, int, int]
+    prediction_type: PredictionType
+    alphas_cumprod: torch.Tensor
+    """float64, one entry a training timestep; for flow models an empty tensor."""
+    feature_dim: int
+    text_dim: int
+    network_evals_per_step: int
+    """2 with classifier-free guidance, else 1."""
+    device: torch.device
+    identity: str
+    """What the registry stores so that a policy is never run on another backbone unknowingly."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
+
+    def denoise(
+        self,
+        latents_BCHW: torch.Tensor,
+        timesteps_B: torch.Tensor,
+        conditioning: Conditioning,
+        guidance_scale_B: torch.Tensor,
+        *,
+        attention: bool = False,
+    ) -> Denoised: ...
+
+    def decode(self, latents_BCHW: torch.Tensor) -> Images: ...
+
+    def preview(self, latents_BCHW: torch.Tensor) -> Images: ...
+
+
+class QualityScorer(Protocol):
+    """Scores previews for `look`: images and prompts in, name -> float32 array [B] or [B, D] out."""
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> dict[str, NDArray[np.float32]]: ...
+
+
+class Decider(Protocol):
+    """Chooses an action index for each episode that awaits a decision.
+
+    observations_BD is float32 as `Observer.observe` made it, mask_BA is True where an action is legal.
+    A learned policy and every fixed baseline are Deciders, so that they run through the same engine.
+    """
+
+    def __call__(
+        self,
+        episodes: Sequence[Episode],
+        observations_BD: NDArray[np.float32],
+        mask_BA: NDArray[np.bool_],
+    ) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """One decision of an episode, as reports and trajectories store it."""
+
+    action: str
+    step_index: int
+    timestep: float
+    nfe: int
+    """NFE spent when the decision was taken."""
+    attempt: int
+    image_reward: float | None
+    """The looked-at score, where the policy had one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """A finished episode. `preview_images` holds one small image a decision when recording was asked for."""
+
+    request: EpisodeRequest
+    latents_CHW: torch.Tensor
+    nfe: int
+    network_evals: int
+    looks: int
+    attempts: int
+    cost: float
+    """NFE plus looks at their measured price, in units of one NFE."""
+    decisions: tuple[DecisionRecord, ...]
+    preview_images: tuple[Images, ...] = ()

@@ -1,0 +1,1 @@
+"""Where it runs: the command line, job submission, serving, preflight."""

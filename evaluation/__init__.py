@@ -1,0 +1,1 @@
+"""Baselines, metrics, significance, figures and the report."""

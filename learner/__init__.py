@@ -1,0 +1,1 @@
+"""PPO on RLlib: policy module, training loop, checkpoints, registry."""

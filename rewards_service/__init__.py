@@ -1,0 +1,1 @@
+"""Scorers, the batching service with its client, and the reward arithmetic."""

@@ -1,0 +1,1 @@
+"""The embedded world: captioned scenes, an exact verifier, small trained models; needs no download."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from shapes.tokenizer import MAX_LENGTH, build_tokenizer
@@ -72,7 +72,9 @@ def train_clip(work: Path, steps: int = STEPS) -> None:
     optimizer = MuonAdamW(model.parameters(), embeddings, LEARNING_RATE)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = (
+                LEARNING_RATE * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            )
         index = rng.integers(0, len(scenes), BATCH)
         captions = [scenes.captions[i] for i in index]
         wrong = [altered(caption, rng) for caption in captions]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
@@ -100,7 +100,9 @@ def encoded_latents(work: Path, vae: AutoencoderTiny, scenes: Scenes) -> torch.T
     return latents
 
 
-def alignment_loss(logits_BCHW: torch.Tensor, shape_BHW: torch.Tensor, color_BHW: torch.Tensor) -> torch.Tensor:
+def alignment_loss(
+    logits_BCHW: torch.Tensor, shape_BHW: torch.Tensor, color_BHW: torch.Tensor
+) -> torch.Tensor:
     """Cross-entropy of shape and colour in each cell, cells with objects counting three times."""
     weight = 1 + 2 * (shape_BHW > 0)
     shape, color = logits_BCHW.split(MAP_CLASSES, 1)

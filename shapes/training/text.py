@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -115,12 +115,16 @@ def train_text_encoder(work: Path, steps: int = STEPS) -> tuple[CLIPTokenizer, C
     generator = torch.Generator().manual_seed(2)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = (
+                LEARNING_RATE * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            )
         index = torch.randint(0, len(ids), (BATCH,), generator=generator)
         output = model(ids[index])
         hidden = output.last_hidden_state
         at_nouns = hidden[torch.arange(BATCH)[:, None], noun_position[index]]
-        loss = reading_loss(noun_head(at_nouns).flatten(0, 1), noun_targets[index].flatten(0, 1), NOUN_CLASSES)
+        loss = reading_loss(
+            noun_head(at_nouns).flatten(0, 1), noun_targets[index].flatten(0, 1), NOUN_CLASSES
+        )
         loss = loss + reading_loss(end_head(output.pooler_output), end_targets[index], END_CLASSES)
         loss.backward()
         optimizer.step()

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from shapes.training.files import load_state, log_line, save_state
@@ -43,9 +43,7 @@ def reconstruction_loss(output_BCHW: torch.Tensor, image_BCHW: torch.Tensor) -> 
     weight = weight / weight.mean()
     difference = output_BCHW - image_BCHW
     gradients = difference.diff(dim=3).abs().mean() + difference.diff(dim=2).abs().mean()
-    return (
-        4 * (difference.square() * weight).mean() + (difference.abs() * weight).mean() + 0.6 * gradients
-    )
+    return 4 * (difference.square() * weight).mean() + (difference.abs() * weight).mean() + 0.6 * gradients
 
 
 def train_vae(work: Path, steps: int = STEPS) -> AutoencoderTiny:
@@ -64,7 +62,9 @@ def train_vae(work: Path, steps: int = STEPS) -> AutoencoderTiny:
         generator.set_state(state["generator"])
         start = state["step"]
     for step in range(start, steps):
-        rate = LEARNING_RATE * min(1, (step + 1) / 60) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
+        rate = (
+            LEARNING_RATE * min(1, (step + 1) / 60) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         index = torch.randint(0, len(images), (BATCH,), generator=generator)

@@ -137,10 +137,10 @@ def classify_texture(image: NDArray[np.uint8], foreground: Mask) -> str:
     if spread < 6.0:
         return "plain"
     changes = [_change_along(residual, valid, dy, dx) for dy, dx in ((0, 4), (4, 0), (3, 3), (3, -3))]
-    if min(changes) < 0.35 * spread:
+    if min(changes) < 0.75 * spread:
         return "striped"
     skew = float(np.mean((values - values.mean()) ** 3)) / spread**3
-    return "dotted" if skew < -0.6 else "checkered"
+    return "dotted" if skew < -0.36 else "checkered"
 
 
 def _segment(image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.intp]]:
@@ -163,6 +163,7 @@ def _segment(image: NDArray[np.uint8]) -> tuple[Mask, NDArray[np.intp]]:
 
 _TEMPLATE_SIZE = 192
 _TEMPLATE_REACH = 1.6  # in units of the square root of the area
+_CORNER_BLUR, _SOFT_HANDICAP = 0.12, 0.01
 _TEMPLATE_ANGLES = (-0.75 * MAX_ANGLE, 0.0, 0.75 * MAX_ANGLE)
 
 
@@ -171,8 +172,10 @@ class _Templates:
     """Ideal shapes scaled to area 1 with the centroid at the origin, as fields that are highest inside."""
 
     fields: Floats  # [templates, size, size]
+    handicaps: Floats  # [templates], taken off the overlap: sharp outlines win ties
     shapes: tuple[str, ...]  # of each template
     root_area: dict[str, float]  # of the shape at radius 1
+    center_y: dict[str, float]  # of the shape at radius 1: its centroid, below its centre
 
 
 @lru_cache(maxsize=1)
@@ -180,22 +183,23 @@ def _templates() -> _Templates:
     """Each shape at a few angles, sharp and with the corners that an autoencoder's blur leaves."""
     unit = np.linspace(-1.6, 1.6, 401, dtype=np.float32)
     axis = np.linspace(-_TEMPLATE_REACH, _TEMPLATE_REACH, _TEMPLATE_SIZE, dtype=np.float32)
-    fields, shapes, root_area = [], [], {}
+    fields, handicaps, shapes, root_area, center_y = [], [], [], {}, {}
     for shape in SHAPES:
         inside = signed_distance(shape, unit[None, :], unit[:, None]) < 0
         root = float(np.sqrt(inside.sum())) * (3.2 / 400)
-        center_y = float(unit[np.nonzero(inside)[0]].mean())  # every shape is symmetric in x
         root_area[shape] = root
+        center_y[shape] = float(unit[np.nonzero(inside)[0]].mean())  # every shape is symmetric in x
         for angle in (0.0,) if shape == "circle" else _TEMPLATE_ANGLES:
             x, y = axis[None, :] * root, axis[:, None] * root
             turned_x = x * np.cos(angle) + y * np.sin(angle)
-            turned_y = y * np.cos(angle) - x * np.sin(angle) + center_y
+            turned_y = y * np.cos(angle) - x * np.sin(angle) + center_y[shape]
             distance = signed_distance(shape, turned_x.astype(np.float32), turned_y.astype(np.float32))
-            blur = 0.07 * _TEMPLATE_SIZE / (2 * _TEMPLATE_REACH)
+            blur = _CORNER_BLUR * _TEMPLATE_SIZE / (2 * _TEMPLATE_REACH)
             soft = ndimage.gaussian_filter((distance < 0).astype(np.float32), blur)
             fields += [-distance, soft - 1e-3 * distance]
+            handicaps += [0.0, _SOFT_HANDICAP]
             shapes += [shape, shape]
-    return _Templates(np.stack(fields), tuple(shapes), root_area)
+    return _Templates(np.stack(fields), np.array(handicaps, np.float32), tuple(shapes), root_area, center_y)
 
 
 def _recognise(component: Mask, box: tuple[slice, slice], color: str) -> Detection:
@@ -220,14 +224,15 @@ def _recognise(component: Mask, box: tuple[slice, slice], color: str) -> Detecti
     ideal = fields >= thresholds[:, None]
     shared = ideal @ padded.ravel().astype(np.float32)
     overlap = shared / (ideal.sum(axis=1) + area - shared)
-    best = int(overlap.argmax())
+    best = int((overlap - templates.handicaps).argmax())
     shape = templates.shapes[best]
+    radius = float(np.sqrt(area)) / templates.root_area[shape]
     return Detection(
         color=color,
         shape=shape,
         x=float(center_x - margin + box[1].start + 0.5),
-        y=float(center_y - margin + box[0].start + 0.5),
-        radius=float(np.sqrt(area)) / templates.root_area[shape],
+        y=float(center_y - margin + box[0].start + 0.5) - templates.center_y[shape] * radius,
+        radius=radius,
         confidence=float(overlap[best]),
     )
 

@@ -25,13 +25,17 @@ class Scorer(Protocol):
     name: str
     outputs: tuple[str, ...]
 
-    def score(self, images: Images, prompts: Sequence[str]) -> Scores: ...
+    def score(self, images: Images, prompts: Sequence[str]) -> Scores:
+        """Exactly the arrays that `outputs` names."""
+        ...
 
 
 class Pending(Protocol):
     """A scoring request under way."""
 
-    def result(self) -> Scores: ...
+    def result(self) -> Scores:
+        """Waits for the checked scores, or raises what went wrong."""
+        ...
 
 
 class RewardClient(Protocol):
@@ -40,10 +44,10 @@ class RewardClient(Protocol):
     `outputs` names the scores that are wanted (None: all); scorers that give none of them do not run.
     """
 
-    def submit(
-        self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None
-    ) -> Pending: ...
+    def submit(self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None) -> Pending:
+        """Starts scoring and returns at once; images of the caller may change afterwards."""
+        ...
 
-    def score(
-        self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None
-    ) -> Scores: ...
+    def score(self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None) -> Scores:
+        """`submit` and wait."""
+        ...

@@ -87,7 +87,9 @@ class Backbone(Protocol):
     identity: str
     """What the registry stores so that a policy is never run on another backbone unknowingly."""
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """One row a prompt; never empty."""
+        ...
 
     def denoise(
         self,
@@ -97,17 +99,25 @@ class Backbone(Protocol):
         guidance_scale_B: torch.Tensor,
         *,
         attention: bool = False,
-    ) -> Denoised: ...
+    ) -> Denoised:
+        """One network call for all rows, each at its own timestep; float32 out."""
+        ...
 
-    def decode(self, latents_BCHW: torch.Tensor) -> Images: ...
+    def decode(self, latents_BCHW: torch.Tensor) -> Images:
+        """Clean latents as images at full size."""
+        ...
 
-    def preview(self, latents_BCHW: torch.Tensor) -> Images: ...
+    def preview(self, latents_BCHW: torch.Tensor) -> Images:
+        """Clean latents as small images."""
+        ...
 
 
 class QualityScorer(Protocol):
     """Scores previews for `look`: images and prompts in, name -> float32 array [B] or [B, D] out."""
 
-    def __call__(self, images: Images, prompts: Sequence[str]) -> dict[str, NDArray[np.float32]]: ...
+    def __call__(self, images: Images, prompts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Scores by name."""
+        ...
 
 
 class Decider(Protocol):
@@ -122,7 +132,9 @@ class Decider(Protocol):
         episodes: Sequence[Episode],
         observations_BD: NDArray[np.float32],
         mask_BA: NDArray[np.bool_],
-    ) -> NDArray[np.int64]: ...
+    ) -> NDArray[np.int64]:
+        """[B] action indices, all legal."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

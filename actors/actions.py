@@ -1,0 +1,206 @@
+"""The actions of the decision process, each its own small unit: when it is possible, what it costs, what
+it does.
+
+Always true here: an action changes nothing but the episode it is given and calls no network. It only
+says what the next batched denoiser call is to do; budget and warm-up rules stand in `legal_row`, once
+for all actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from actors.episode import BEST_IMAGE_REWARD, Candidate, EngineConfig, Episode
+from actors.errors import UserError
+from actors.refine import inner_timesteps, make_refinement
+
+ACCEPTED = "continue, stop, refine, look, restart, leap-2, leap-3, ..."
+
+
+class Action(Protocol):
+    """One thing a policy can choose."""
+
+    @property
+    def name(self) -> str:
+        """As in the configuration, in observations' masks and in reports."""
+        ...
+
+    def nfe(self, config: EngineConfig) -> int:
+        """Denoiser calls until the next decision."""
+        ...
+
+    def possible(self, episode: Episode) -> bool:
+        """Whether it means anything here, budget and warm-up aside."""
+        ...
+
+    def apply(self, episode: Episode) -> None:
+        """Set the episode on its way."""
+        ...
+
+
+@dataclass(frozen=True)
+class Advance:
+    """`continue` (span 1) and `leap-k`: one solver step over `span` schedule points, then a denoiser call."""
+
+    span: int = 1
+
+    @property
+    def name(self) -> str:
+        """`continue` or `leap-k`."""
+        return "continue" if self.span == 1 else f"leap-{self.span}"
+
+    def nfe(self, config: EngineConfig) -> int:
+        """One, however wide the step."""
+        return 1
+
+    def possible(self, episode: Episode) -> bool:
+        """Not past the last schedule point."""
+        return episode.step_index + self.span < episode.num_steps
+
+    def apply(self, episode: Episode) -> None:
+        """Aim at the schedule point; the step itself is taken for the whole batch at once."""
+        episode.target_index = episode.step_index + self.span
+        episode.state = "denoising"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Return the clean prediction, or a kept one that a look found better."""
+
+    name: str = "stop"
+
+    def nfe(self, config: EngineConfig) -> int:
+        """Nothing more."""
+        return 0
+
+    def possible(self, episode: Episode) -> bool:
+        """At every decision."""
+        return True
+
+    def apply(self, episode: Episode) -> None:
+        """Finish."""
+        episode.finish()
+
+
+@dataclass(frozen=True)
+class Look:
+    """Have a small preview scored; the quality vector is observed from then on."""
+
+    name: str = "look"
+
+    def nfe(self, config: EngineConfig) -> int:
+        """No denoiser call; the price is part of the episode's cost."""
+        return 0
+
+    def possible(self, episode: Episode) -> bool:
+        """Once for each clean prediction."""
+        return not episode.looked_here
+
+    def apply(self, episode: Episode) -> None:
+        """Wait for the scores."""
+        episode.state = "looking"
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Keep what there is as a candidate and begin again from new noise."""
+
+    name: str = "restart"
+
+    def nfe(self, config: EngineConfig) -> int:
+        """The first evaluation of the new attempt."""
+        return 1
+
+    def possible(self, episode: Episode) -> bool:
+        """While attempts are left."""
+        return episode.attempt < episode.config.max_attempts
+
+    def apply(self, episode: Episode) -> None:
+        """Forget the trajectory; of the looks, only the best score found stays known."""
+        candidate = Candidate(episode.clean_CHW, episode.looked_score, episode.progress)
+        episode.candidates.append(candidate)
+        best = episode.quality[BEST_IMAGE_REWARD]
+        episode.quality = episode.quality * 0.0
+        episode.quality[BEST_IMAGE_REWARD] = best
+        episode.last_look = {}
+        episode.latents_CHW = episode.fresh_noise()
+        episode.level = episode.schedule.points[0]
+        episode.step_index, episode.target_index, episode.history = 0, None, None
+        episode.attempt += 1
+        episode.state = "denoising"
+
+
+@dataclass(frozen=True)
+class Refine:
+    """RegionRefine (see refine.py), then on to the next schedule point."""
+
+    name: str = "refine"
+
+    def nfe(self, config: EngineConfig) -> int:
+        """The inner calls and the one at the next schedule point."""
+        return 1 + config.refine_steps
+
+    def possible(self, episode: Episode) -> bool:
+        """Where there is a next point and the attention of the last call was recorded."""
+        return episode.attention_HW is not None and episode.step_index + 1 < episode.num_steps
+
+    def apply(self, episode: Episode) -> None:
+        """Mask, and noise the clean prediction for the first inner call."""
+        assert episode.attention_HW is not None, "refine without recorded attention"
+        config, schedule = episode.config, episode.schedule
+        timesteps = inner_timesteps(episode.timestep, config.refine_noise, config.refine_steps)
+        refinement = make_refinement(
+            episode.attention_HW,
+            episode.latents_CHW,
+            episode.clean_CHW,
+            episode.fresh_noise(),
+            episode.level,
+            tuple(schedule.level_at(timestep) for timestep in timesteps),
+            config.refine_threshold,
+        )
+        episode.refinement, episode.history = refinement, None
+        episode.latents_CHW, episode.level = refinement.start(), refinement.level
+        episode.state = "denoising"
+
+
+def make_actions(names: Sequence[str]) -> tuple[Action, ...]:
+    """The actions of a configuration, in its order.
+
+    Raises UserError for a name that is unknown or given twice, and for a set that can only dead-end.
+    """
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"engine.actions is {list(names)}; accepted: some of {ACCEPTED}, each once")
+    actions = tuple(_make_action(name) for name in names)
+    if not any(isinstance(action, Advance) for action in actions):
+        raise UserError(f"engine.actions is {list(names)}; accepted: with continue or a leap among them")
+    return actions
+
+
+def _make_action(name: str) -> Action:
+    simple: dict[str, Action] = {
+        action.name: action for action in (Advance(), Stop(), Look(), Restart(), Refine())
+    }
+    if name in simple:
+        return simple[name]
+    prefix, _, span = name.partition("-")
+    if prefix == "leap" and span.isdecimal() and int(span) >= 2:
+        return Advance(int(span))
+    raise UserError(f"engine.actions has {name!r}; accepted: {ACCEPTED}")
+
+
+def legal_row(actions: Sequence[Action], episode: Episode) -> list[bool]:
+    """Which actions the episode may take now; all False once nothing is left but to end.
+
+    The last of max_decisions is a stop. In the warm-up of a later attempt only steps along the schedule
+    are open (the first attempt's are not decisions at all), unless the budget allows none.
+    """
+    config = episode.config
+    row = [action.possible(episode) and episode.affords(action.nfe(config)) for action in actions]
+    if len(episode.decisions) + 1 >= config.max_decisions:
+        return [legal and isinstance(action, Stop) for legal, action in zip(row, actions, strict=True)]
+    if episode.attempt > 1 and episode.step_index < config.warmup_steps:
+        steps = [legal and isinstance(action, Advance) for legal, action in zip(row, actions, strict=True)]
+        return steps if any(steps) else row
+    return row

@@ -1,0 +1,271 @@
+"""The engine: many episodes at different timesteps share one denoiser call.
+
+Always true here: an episode's outcome depends on its prompt, its seed and the configuration, never on
+its neighbours in a batch; every denoiser call is counted (one NFE for each episode in it); a batched call
+waits for the device once; a NaN is an error with prompt and step, never a value.
+
+    episodes = engine.begin(requests)
+    engine.denoise(episodes)        # until they are "deciding"
+    engine.act(episode, index)      # "denoising" again, "looking" or "finished"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.actions import Advance, Refine, legal_row, make_actions
+from actors.contracts import Backbone, Conditioning, DecisionRecord, EpisodeRequest, Images
+from actors.episode import BEST_IMAGE_REWARD, EngineConfig, Episode
+from actors.errors import UserError
+from actors.observations import quality_vector
+from actors.schedule import NoiseLevel, make_schedule
+from actors.solvers import clean_prediction, solver_step
+
+__all__ = ["Engine", "EngineConfig", "Episode"]
+
+
+class Engine:
+    """Denoises episodes with a frozen backbone, as actions say.
+
+    Raises UserError when the configuration does not fit the backbone.
+    """
+
+    def __init__(self, backbone: Backbone, config: EngineConfig) -> None:
+        self.backbone = backbone
+        self.config = config
+        self.actions = make_actions(config.actions)
+        self.action_names = tuple(action.name for action in self.actions)
+        self.num_actions = len(self.actions)
+        accepted = ("dpmpp", "flow_euler") if backbone.prediction_type == "flow" else ("ddim", "dpmpp")
+        if config.solver not in accepted:
+            raise UserError(
+                f"engine.solver is {config.solver!r}; accepted with this backbone: {' or '.join(accepted)}"
+            )
+        self.schedule = make_schedule(
+            config.num_steps,
+            config.solver,
+            backbone.alphas_cumprod.double().cpu().numpy(),
+            spacing=config.timestep_spacing,
+            flow_shift=config.flow_shift,
+        )
+        self._refines = any(isinstance(action, Refine) for action in self.actions)
+
+    @torch.inference_mode()
+    def begin(self, requests: Sequence[EpisodeRequest]) -> list[Episode]:
+        """New episodes; each one's noise is what diffusers draws from a CPU generator with that seed."""
+        if not requests:
+            return []
+        conditioning = self.backbone.encode_prompts([request.prompt for request in requests])
+        pooled_BD = conditioning.pooled_BD.float().cpu().numpy()
+        shape = self.backbone.latent_shape
+        episodes = []
+        for row, request in enumerate(requests):
+            if request.max_nfe is not None and request.max_nfe < 1:
+                raise UserError(f"max_nfe is {request.max_nfe}; accepted: a whole number from 1")
+            generator = torch.Generator().manual_seed(request.seed)
+            latents_CHW = torch.randn(shape, generator=generator).to(self.backbone.device)
+            episode = Episode(
+                request=request,
+                config=self.config,
+                schedule=self.schedule,
+                conditioning=conditioning_row(conditioning, row),
+                pooled_D=pooled_BD[row],
+                generator=generator,
+                latents_CHW=latents_CHW,
+                clean_CHW=torch.zeros_like(latents_CHW),
+                features_F=torch.zeros(self.backbone.feature_dim),
+                level=self.schedule.points[0],
+            )
+            episodes.append(episode)
+        return episodes
+
+    @torch.inference_mode()
+    def denoise(self, episodes: Sequence[Episode]) -> None:
+        """One batched denoiser call for every given episode that is "denoising", wherever it stands."""
+        batch = [episode for episode in episodes if episode.state == "denoising"]
+        if not batch:
+            return
+        self._advance(batch)
+        latents_BCHW = torch.stack([episode.latents_CHW for episode in batch])
+        levels = [episode.level for episode in batch]
+        device = self.backbone.device
+        denoised = self.backbone.denoise(
+            latents_BCHW,
+            torch.tensor([level.timestep for level in levels], device=device),
+            stack_conditioning([episode.conditioning for episode in batch]),
+            torch.tensor([episode.guidance_scale for episode in batch], device=device),
+            attention=self._refines and any(self._may_refine(episode) for episode in batch),
+        )
+        clean_BCHW = clean_prediction(
+            denoised.prediction_BCHW, latents_BCHW, levels, self.backbone.prediction_type
+        )
+        features_BF = _to_host(clean_BCHW, denoised.features_BF, batch)
+        attention_BHW = None
+        if denoised.attention_BLHW is not None:
+            attention_BHW = denoised.attention_BLHW.amax(dim=1)
+        for row, episode in enumerate(batch):
+            episode.nfe += 1
+            episode.network_evals += self.backbone.network_evals_per_step
+            if episode.refinement is not None:
+                _continue_refinement(episode, clean_BCHW[row])
+                continue
+            episode.clean_CHW = clean_BCHW[row]
+            episode.features_F = features_BF[row]
+            episode.attention_HW = attention_BHW[row] if attention_BHW is not None else None
+            self._arrive(episode)
+
+    def legal(self, episodes: Sequence[Episode]) -> NDArray[np.bool_]:
+        """[B, A]: the actions that each deciding episode may take; at least one in each row."""
+        return np.array([legal_row(self.actions, episode) for episode in episodes], dtype=np.bool_).reshape(
+            len(episodes), self.num_actions
+        )
+
+    @torch.inference_mode()
+    def act(self, episode: Episode, action_index: int) -> None:
+        """Take an action at a decision; it must be legal."""
+        assert episode.state == "deciding", f"{episode.request} is {episode.state}, not deciding"
+        action = self.actions[action_index]
+        assert legal_row(self.actions, episode)[action_index], f"{action.name} is illegal: {episode.request}"
+        record = DecisionRecord(
+            action=action.name,
+            step_index=episode.step_index,
+            timestep=episode.timestep,
+            nfe=episode.nfe,
+            attempt=episode.attempt,
+            image_reward=episode.looked_score,
+        )
+        episode.decisions.append(record)
+        action.apply(episode)
+
+    def preview(self, episodes: Sequence[Episode]) -> Images:
+        """Small images of the present clean predictions, B x H x W x 3."""
+        return self.backbone.preview(torch.stack([episode.clean_CHW for episode in episodes]))
+
+    def receive_look(self, episode: Episode, scores: Mapping[str, NDArray[np.float32]]) -> None:
+        """Enter one preview's scores (a row of what the scorer gave); the look is counted here.
+
+        `image_reward` must be among them; whatever else the scorer does not give stays zero. An episode
+        that was not asked to look may be given scores too (the `seed` observation needs them always).
+        """
+        assert episode.state in ("looking", "deciding"), f"{episode.request} is {episode.state}"
+        row = {name: np.asarray(values, dtype=np.float32) for name, values in scores.items()}
+        for name, values in row.items():
+            if not np.isfinite(values).all():
+                raise FloatingPointError(f"{name} is not finite: {_where(episode)}")
+        if "image_reward" not in row:
+            raise KeyError(f"image_reward is missing from the scores: {_where(episode)}")
+        seen = [kept.score for kept in episode.candidates if kept.score is not None]
+        if episode.last_look:
+            seen.append(float(episode.quality[BEST_IMAGE_REWARD]))
+        episode.quality = quality_vector(
+            row,
+            episode.last_look,
+            step_ratio=episode.progress,
+            nfe_ratio=episode.nfe / episode.max_nfe,
+            best_image_reward=max([float(row["image_reward"]), *seen]),
+        )
+        episode.last_look = row
+        episode.looked_here = True
+        episode.looks += 1
+        episode.state = "deciding"
+
+    def _advance(self, batch: Sequence[Episode]) -> None:
+        """Take the solver step of all episodes that aim at a schedule point, as one batch."""
+        moving = [episode for episode in batch if episode.target_index is not None]
+        if not moving:
+            return
+        sources = [episode.level for episode in moving]
+        targets = [self.schedule.points[episode.target_index or 0] for episode in moving]
+        multistep = self.config.solver == "dpmpp"
+        previous: list[NoiseLevel | None] | None = None
+        previous_clean_BCHW = None
+        if multistep:
+            previous = [episode.history[1] if episode.history else None for episode in moving]
+            previous_clean_BCHW = torch.stack(
+                [episode.history[0] if episode.history else episode.clean_CHW for episode in moving]
+            )
+        latents_BCHW = solver_step(
+            torch.stack([episode.latents_CHW for episode in moving]),
+            torch.stack([episode.clean_CHW for episode in moving]),
+            sources,
+            targets,
+            previous_clean_BCHW=previous_clean_BCHW,
+            previous=previous,
+        )
+        for row, episode in enumerate(moving):
+            episode.history = (episode.clean_CHW, episode.level) if multistep else None
+            episode.latents_CHW, episode.level = latents_BCHW[row], targets[row]
+            episode.step_index, episode.target_index = episode.target_index or 0, None
+
+    def _arrive(self, episode: Episode) -> None:
+        """After a call at a schedule point: a forced step, a decision, or the end."""
+        episode.looked_here = False
+        step = Advance()
+        forced = episode.attempt == 1 and episode.step_index < self.config.warmup_steps
+        if forced and step.possible(episode) and episode.affords(1):
+            step.apply(episode)
+        elif any(legal_row(self.actions, episode)):
+            episode.state = "deciding"
+        else:
+            episode.finish()
+
+    def _may_refine(self, episode: Episode) -> bool:
+        return episode.refinement is None and (
+            episode.attempt > 1 or episode.step_index >= self.config.warmup_steps
+        )
+
+
+def conditioning_row(conditioning: Conditioning, row: int) -> Conditioning:
+    """One prompt's conditioning out of a batch, still with a batch axis of 1."""
+    one = slice(row, row + 1)
+    null_BLD = conditioning.null_BLD
+    return Conditioning(
+        text_BLD=conditioning.text_BLD[one],
+        null_BLD=null_BLD[one] if null_BLD is not None else None,
+        pooled_BD=conditioning.pooled_BD[one],
+        token_mask_BL=conditioning.token_mask_BL[one],
+        extras={name: values[one] for name, values in conditioning.extras.items()},
+    )
+
+
+def stack_conditioning(rows: Sequence[Conditioning]) -> Conditioning:
+    """Rows of one backbone as one batch."""
+    nulls = [row.null_BLD for row in rows if row.null_BLD is not None]
+    return Conditioning(
+        text_BLD=torch.cat([row.text_BLD for row in rows]),
+        null_BLD=torch.cat(nulls) if nulls else None,
+        pooled_BD=torch.cat([row.pooled_BD for row in rows]),
+        token_mask_BL=torch.cat([row.token_mask_BL for row in rows]),
+        extras={name: torch.cat([row.extras[name] for row in rows]) for name in rows[0].extras},
+    )
+
+
+def _continue_refinement(episode: Episode, clean_CHW: torch.Tensor) -> None:
+    """On to the next inner call, or with the last one's prediction to the next schedule point."""
+    assert episode.refinement is not None
+    latents_CHW = episode.refinement.step(episode.latents_CHW, clean_CHW)
+    if latents_CHW is not None:
+        episode.latents_CHW, episode.level = latents_CHW, episode.refinement.level
+        return
+    episode.step_index += 1
+    episode.level = episode.schedule.points[episode.step_index]
+    episode.latents_CHW = episode.refinement.resume(clean_CHW, episode.level)
+    episode.refinement = None
+
+
+def _to_host(clean_BCHW: torch.Tensor, features_BF: torch.Tensor, batch: Sequence[Episode]) -> torch.Tensor:
+    """The features on the CPU. The check for NaN travels with them: one wait for the device in all."""
+    finite_B = clean_BCHW.flatten(1).isfinite().all(dim=1, keepdim=True)
+    host_BF = torch.cat([features_BF.float(), finite_B.float()], dim=1).cpu()
+    for row in torch.nonzero(~(host_BF.isfinite().all(dim=1) & (host_BF[:, -1] == 1.0))).flatten().tolist():
+        raise FloatingPointError(f"the denoiser gave a value that is not finite: {_where(batch[row])}")
+    return host_BF[:, :-1]
+
+
+def _where(episode: Episode) -> str:
+    request = episode.request
+    return f"prompt {request.prompt!r}, seed {request.seed}, step {episode.step_index}"

@@ -1,0 +1,206 @@
+"""An episode: one image in the making, and the options that rule over it.
+
+Always true here: an episode is one slot's whole state and owns its random numbers, so that its result
+does not depend on the slots beside it. `level` says at which noise level `latents_CHW` stand; while the
+state is "deciding", `clean_CHW` and `features_F` come from a denoiser call at exactly that level.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.contracts import (
+    QUALITY_FEATURES,
+    Conditioning,
+    DecisionRecord,
+    EpisodeRequest,
+    EpisodeResult,
+    Images,
+)
+from actors.errors import UserError
+from actors.schedule import NoiseLevel, Schedule, SolverName, Spacing
+
+if TYPE_CHECKING:
+    from actors.refine import Refinement
+
+EpisodeState = Literal["denoising", "deciding", "looking", "finished"]
+IMAGE_REWARD = QUALITY_FEATURES.index("image_reward")
+BEST_IMAGE_REWARD = QUALITY_FEATURES.index("best_image_reward")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of the decision process; costs and budgets are in NFE (denoiser calls)."""
+
+    solver: SolverName = "dpmpp"
+    num_steps: int = 10
+    guidance_scale: float = 4.0
+    warmup_steps: int = 3
+    """Continues that are forced before the first decision."""
+    actions: tuple[str, ...] = ("continue", "stop", "look", "restart", "leap-2", "refine")
+    max_nfe: int = 40
+    """Budget of an episode; a request may bring its own."""
+    max_attempts: int = 4
+    """How many noises an episode may try, the first included."""
+    refine_steps: int = 2
+    refine_noise: float = 0.5
+    """Refinement starts from this share of the present timestep."""
+    refine_threshold: float = 0.5
+    """Attention below this share of its maximum counts as under-generated."""
+    look_price: float = 0.3
+    """Measured cost of decoding and scoring one preview."""
+    max_decisions: int = 64
+    timestep_spacing: Spacing | None = None
+    """None: the spacing that the solver is published with."""
+    flow_shift: float = 1.0
+    """Timestep shift of flow-matching schedules."""
+
+    def __post_init__(self) -> None:
+        _accept("solver", self.solver, self.solver in get_args(SolverName), "ddim, dpmpp or flow_euler")
+        spacings = (None, *get_args(Spacing))
+        _accept("timestep_spacing", self.timestep_spacing, self.timestep_spacing in spacings, f"{spacings}")
+        for option in ("num_steps", "max_nfe", "max_attempts", "refine_steps", "max_decisions"):
+            _accept(option, getattr(self, option), getattr(self, option) >= 1, "a whole number from 1")
+        _accept("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "a whole number from 0")
+        for option in ("guidance_scale", "look_price"):
+            value = getattr(self, option)
+            _accept(option, value, math.isfinite(value) and value >= 0.0, "a number from 0")
+        for option in ("refine_noise", "refine_threshold"):
+            value = getattr(self, option)
+            _accept(option, value, 0.0 < value <= 1.0, "a number above 0 and up to 1")
+        positive_shift = math.isfinite(self.flow_shift) and self.flow_shift > 0.0
+        _accept("flow_shift", self.flow_shift, positive_shift, "a number above 0")
+
+
+def _accept(option: str, value: object, accepted: bool, what: str) -> None:
+    if not accepted:
+        raise UserError(f"engine.{option} is {value!r}; accepted: {what}")
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An image that a restart left behind, and how far along the schedule it had come (0 to 1)."""
+
+    clean_CHW: torch.Tensor
+    score: float | None
+    progress: float
+
+
+@dataclass(eq=False)
+class Episode:
+    """One image in the making; the engine and the actions change it, everybody else reads it."""
+
+    request: EpisodeRequest
+    config: EngineConfig
+    schedule: Schedule
+    conditioning: Conditioning
+    """One row."""
+    pooled_D: NDArray[np.float32]
+    generator: torch.Generator
+    latents_CHW: torch.Tensor
+    clean_CHW: torch.Tensor
+    features_F: torch.Tensor
+    level: NoiseLevel
+    state: EpisodeState = "denoising"
+    step_index: int = 0
+    target_index: int | None = None
+    """The schedule point that the next denoiser call goes to; None: it is made where the latents stand."""
+    history: tuple[torch.Tensor, NoiseLevel] | None = None
+    """The multistep solver's last clean prediction and its level; gone after restart and refine."""
+    attention_HW: torch.Tensor | None = None
+    """Per position the highest attention that any word of the prompt gets; None if it was not recorded."""
+    refinement: Refinement | None = None
+    nfe: int = 0
+    network_evals: int = 0
+    looks: int = 0
+    attempt: int = 1
+    quality: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(len(QUALITY_FEATURES), dtype=np.float32)
+    )
+    """The last look of this attempt, in the order of QUALITY_FEATURES; zeros until then."""
+    last_look: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    looked_here: bool = False
+    candidates: list[Candidate] = field(default_factory=list)
+    decisions: list[DecisionRecord] = field(default_factory=list)
+    preview_images: list[Images] = field(default_factory=list)
+    """One small image a decision, where a rollout was asked to record them."""
+
+    @property
+    def num_steps(self) -> int:
+        """Points on the schedule."""
+        return len(self.schedule)
+
+    @property
+    def timestep(self) -> float:
+        """What the denoiser is told at the present level."""
+        return self.level.timestep
+
+    @property
+    def guidance_scale(self) -> float:
+        """Strength of classifier-free guidance."""
+        return self.config.guidance_scale
+
+    @property
+    def max_nfe(self) -> int:
+        """Denoiser calls that this episode may spend."""
+        return self.request.max_nfe if self.request.max_nfe is not None else self.config.max_nfe
+
+    @property
+    def progress(self) -> float:
+        """How far along the schedule the present attempt is, 0 to 1."""
+        return self.step_index / (self.num_steps - 1) if self.num_steps > 1 else 1.0
+
+    @property
+    def looked_score(self) -> float | None:
+        """The image reward of the present clean prediction, if it was looked at."""
+        return float(self.quality[IMAGE_REWARD]) if self.looked_here else None
+
+    @property
+    def cost(self) -> float:
+        """NFE and looks at their price, in units of one NFE."""
+        return self.nfe + self.config.look_price * self.looks
+
+    @property
+    def finished(self) -> bool:
+        """Whether the image is final."""
+        return self.state == "finished"
+
+    def affords(self, nfe: int) -> bool:
+        """Whether the budget allows so many more denoiser calls."""
+        return self.nfe + nfe <= self.max_nfe
+
+    def fresh_noise(self) -> torch.Tensor:
+        """New noise in the latents' shape, drawn on the CPU so that a seed means the same everywhere."""
+        noise_CHW = torch.randn(self.latents_CHW.shape, generator=self.generator)
+        return noise_CHW.to(self.latents_CHW.device)
+
+    def finish(self) -> None:
+        """End with the best image: a looked-at candidate from no earlier in the schedule may replace it."""
+        best = self.looked_score
+        if best is not None:
+            for candidate in self.candidates:
+                as_far = candidate.progress >= self.progress
+                if as_far and candidate.score is not None and candidate.score > best:
+                    best, self.clean_CHW = candidate.score, candidate.clean_CHW
+        self.state = "finished"
+
+    def result(self) -> EpisodeResult:
+        """What the episode came to; only once it has finished."""
+        assert self.finished, f"{self.request} is still {self.state}"
+        return EpisodeResult(
+            request=self.request,
+            latents_CHW=self.clean_CHW.clone(),
+            nfe=self.nfe,
+            network_evals=self.network_evals,
+            looks=self.looks,
+            attempts=self.attempt,
+            cost=self.cost,
+            decisions=tuple(self.decisions),
+            preview_images=tuple(self.preview_images),
+        )

@@ -1,0 +1,167 @@
+"""The policy and value networks, how a policy decides, and how it is kept on disk.
+
+Always true here: plain torch, so that a policy trains, evaluates and serves without RLlib; logits are
+finite, and an illegal action's is so low that its probability is exactly 0; a policy file is written
+aside and renamed, so that it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from actors.episode import Episode
+from actors.errors import UserError
+from actors.observations import Observer
+
+ILLEGAL_LOGIT = -1e9
+OBSERVATION_LIMIT = 10.0
+"""Normalised observations are clipped here: a feature never seen in training cannot take over."""
+WEIGHTS_FILE = "policy.safetensors"
+METADATA_FILE = "policy.json"
+
+
+class _NormalisedMLP(nn.Module):
+    """Linear layers with ReLU over normalised inputs; orthogonal weights, zero biases."""
+
+    obs_mean: torch.Tensor
+    obs_std: torch.Tensor
+
+    def __init__(self, in_dim: int, out_dim: int, hidden: Sequence[int], out_gain: float) -> None:
+        super().__init__()
+        self.register_buffer("obs_mean", torch.zeros(in_dim))
+        self.register_buffer("obs_std", torch.ones(in_dim))
+        widths = [in_dim, *hidden]
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            layers += [_orthogonal(nn.Linear(width_in, width_out), 2.0**0.5), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, _orthogonal(nn.Linear(widths[-1], out_dim), out_gain))
+
+    def normalised(self, inputs_BD: torch.Tensor) -> torch.Tensor:
+        """Inputs in standard deviations from their mean, clipped."""
+        scaled_BD = (inputs_BD - self.obs_mean) / self.obs_std
+        return scaled_BD.clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+
+
+def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class PolicyNetwork(_NormalisedMLP):
+    """Policy part of an observation and legal actions in, logits out.
+
+    obs_mean and obs_std are buffers (0 and 1 until someone measures them) and are saved with the weights.
+    The last layer starts a hundred times smaller, so that the first policy is almost uniform.
+    """
+
+    def __init__(self, policy_dim: int, num_actions: int, hidden: Sequence[int] = (512, 256)) -> None:
+        super().__init__(policy_dim, num_actions, hidden, out_gain=0.01)
+        self.policy_dim, self.num_actions, self.hidden = policy_dim, num_actions, tuple(hidden)
+
+    def forward(self, policy_BD: torch.Tensor, mask_BA: torch.Tensor) -> torch.Tensor:
+        """[B, A] logits; ILLEGAL_LOGIT where the mask is False."""
+        logits_BA: torch.Tensor = self.layers(self.normalised(policy_BD))
+        return logits_BA.masked_fill(~mask_BA, ILLEGAL_LOGIT)
+
+
+class ValueNetwork(_NormalisedMLP):
+    """The critic's part of an observation (policy part and critic-only part) in, values out."""
+
+    def __init__(self, in_dim: int, hidden: Sequence[int] = (512, 256)) -> None:
+        super().__init__(in_dim, 1, hidden, out_gain=1.0)
+
+    def forward(self, critic_BD: torch.Tensor) -> torch.Tensor:
+        """[B] values."""
+        values_B1: torch.Tensor = self.layers(self.normalised(critic_BD))
+        return values_B1.squeeze(-1)
+
+
+class PolicyDecider:
+    """A policy network as a Decider: its best action, or one drawn from `generator` if not greedy."""
+
+    def __init__(
+        self,
+        network: PolicyNetwork,
+        observer: Observer,
+        greedy: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        assert greedy or generator is not None, "drawing actions needs a generator"
+        self.network = network.eval()
+        self.observer = observer
+        self.greedy = greedy
+        self.generator = generator
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        episodes: Sequence[Episode],
+        observations_BD: NDArray[np.float32],
+        mask_BA: NDArray[np.bool_],
+    ) -> NDArray[np.int64]:
+        """An action index for each episode."""
+        policy_BD, _, _ = self.observer.split(torch.from_numpy(observations_BD))
+        logits_BA = self.network(policy_BD, torch.from_numpy(mask_BA))
+        if self.greedy:
+            actions_B = logits_BA.argmax(dim=1)
+        else:
+            probabilities_BA = logits_BA.softmax(dim=1)
+            actions_B = probabilities_BA.multinomial(1, generator=self.generator).squeeze(1)
+        indices: NDArray[np.int64] = actions_B.numpy()
+        return indices
+
+
+def save_policy(folder: str | Path, network: PolicyNetwork, metadata: dict[str, Any]) -> None:
+    """Write `policy.safetensors` (weights, and in its header sizes and metadata) and `policy.json`.
+
+    The safetensors file alone is the policy and is replaced in one rename; the JSON file repeats its
+    header for people and for tools without torch.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {
+        "policy_dim": network.policy_dim,
+        "num_actions": network.num_actions,
+        "hidden": list(network.hidden),
+        "metadata": metadata,
+    }
+    weights = {name: values.detach().cpu().contiguous() for name, values in network.state_dict().items()}
+    aside = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
+    save_file(weights, aside, metadata={"policy": json.dumps(header)})
+    os.replace(aside, folder / WEIGHTS_FILE)
+    aside = folder / f".{METADATA_FILE}.{os.getpid()}"
+    aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, folder / METADATA_FILE)
+
+
+def load_policy(folder: str | Path) -> tuple[PolicyNetwork, dict[str, Any]]:
+    """The network, in eval mode on the CPU, and the metadata. UserError if missing or damaged."""
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"policy folder is {str(folder)!r}; accepted: a folder with {WEIGHTS_FILE}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["policy"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network = PolicyNetwork(header["policy_dim"], header["num_actions"], header["hidden"])
+        network.load_state_dict(weights)
+        metadata: dict[str, Any] = header["metadata"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"policy file is {str(path)!r} and is damaged ({reason}); accepted: a file of save_policy"
+        ) from error
+    return network.eval(), metadata

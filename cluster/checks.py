@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.config import RunConfig
+
 from tune_configs.loading import Settings
 
 GIB = 2**30
@@ -69,7 +70,12 @@ def packages() -> Iterator[Check]:
     """Each package that the project names, against the version it asks for."""
     from packaging.requirements import Requirement
 
-    for text in importlib.metadata.requires("addiffusion") or ():
+    try:
+        requirements = importlib.metadata.requires("addiffusion") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("addiffusion", False, "not installed", "pip install -e . -c constraints.txt")
+        return
+    for text in requirements:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -77,7 +83,9 @@ def packages() -> Iterator[Check]:
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(requirement.name, False, "not installed", f"pip install -c constraints.txt '{wanted}'")
+            yield Check(
+                requirement.name, False, "not installed", f"pip install -c constraints.txt '{wanted}'"
+            )
             continue
         fits = requirement.specifier.contains(version, prereleases=True)
         yield Check(requirement.name, fits, version, f"pip install -c constraints.txt '{wanted}'")
@@ -114,7 +122,9 @@ def disk(name: str, folder: Path) -> Check:
     usage = shutil.disk_usage(existing)
     writable = os.access(existing, os.W_OK)
     enough = usage.free >= DISK_GIB * GIB and usage.used / usage.total < FULL_DISK
-    found = f"{usage.free / GIB:.1f} GiB free in {existing}" if writable else f"{existing} cannot be written to"
+    found = (
+        f"{usage.free / GIB:.1f} GiB free in {existing}" if writable else f"{existing} cannot be written to"
+    )
     hint = f"{DISK_GIB:.0f} GiB and {1 - FULL_DISK:.0%} of the disk have to be free"
     return Check(name, writable and enough, found, hint if writable else "runs_dir=FOLDER chooses another")
 
@@ -133,7 +143,9 @@ def backbone_files(name: str) -> Check:
         found = f"{name}, {'in the cache' if cached else 'not in the cache'}"
         return Check("backbone", cached, found, "backbone.name=FOLDER, or download it: hf download " + name)
     found = (folder / "model_index.json").is_file()
-    return Check("backbone", found, str(folder), "no model_index.json there; give a folder in diffusers' format")
+    return Check(
+        "backbone", found, str(folder), "no model_index.json there; give a folder in diffusers' format"
+    )
 
 
 def reward_files(scorers: str | None) -> Check:

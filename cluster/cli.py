@@ -29,8 +29,20 @@ app.add_typer(config_app, name="config")
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[OVERRIDES]...", help="OPTION=VALUE or GROUP=FILE, for example ppo.lr=1e-4 solver=ddim"),
+    typer.Argument(
+        metavar="[OVERRIDES]...", help="OPTION=VALUE or GROUP=FILE, for example ppo.lr=1e-4 solver=ddim"
+    ),
 ]
+
+
+def whole_number(text: str) -> int:
+    """A whole number, or an error that names what was given instead."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' is not a whole number") from error
+
+
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="The folder that holds the runs.")]
 RUNS = Path("runs")
 
@@ -40,16 +52,18 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and stop.")] = False,
-) -> None:
+) -> int:
     """Train a policy, register it, evaluate it, and write the report."""
     from cluster.train_command import train_and_report
 
-    train_and_report(overrides or [], resume=resume, dry_run=dry_run)
+    return train_and_report(overrides or [], resume=resume, dry_run=dry_run)
 
 
 @app.command()
 def evaluate(
-    policy: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a policy's folder, or name@alias.")],
+    policy: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run, a policy's folder, or name@alias.")
+    ],
     overrides: Overrides = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -64,12 +78,21 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to paint.")],
     model: Annotated[
         str | None,
-        typer.Option(metavar="RUN|MODEL", help="A run, a policy's folder, or name@alias; else the newest run."),
+        typer.Option(
+            metavar="RUN|MODEL", help="A run, a policy's folder, or name@alias; else the newest run."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Fixes all noise of the picture.")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Fixes all noise of the picture.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("picture.png"),
     max_nfe: Annotated[
-        int | None, typer.Option(help="Denoiser calls it may cost; else what the policy was trained with.")
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Denoiser calls it may cost; else as the policy was trained.",
+        ),
     ] = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -84,8 +107,9 @@ def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An evaluated run.")], runs_dir: RunsDir = RUNS
 ) -> None:
     """Write the report of an evaluated run again."""
-    from cluster.runs import find_run
     from evaluation.report import write_report
+
+    from cluster.runs import find_run
 
     typer.echo(f"report: {write_report(find_run(run, runs_dir))}")
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
+from evaluation.config import EvaluationConfig
 
 from cluster.runs import CONFIG, find_policy
-from evaluation.config import EvaluationConfig
 from tune_configs.loading import compose, settings_from_yaml
 
 

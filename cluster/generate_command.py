@@ -83,14 +83,13 @@ def decision_table(result: EpisodeResult) -> Table:
     return table
 
 
-def _paint(
-    policy_dir: Path, prompt: str, seed: int, max_nfe: int | None
-) -> tuple[EpisodeResult, Images]:
-    from actors.contracts import EpisodeRequest
-    from actors.rollout import rollout
+def _paint(policy_dir: Path, prompt: str, seed: int, max_nfe: int | None) -> tuple[EpisodeResult, Images]:
     from evaluation.bench import bench_recipe
     from evaluation.config import EvaluationConfig
     from evaluation.methods import read_policy
+
+    from actors.contracts import EpisodeRequest
+    from actors.rollout import rollout
 
     policy = read_policy(policy_dir, greedy=True, seed=seed)
     bench = bench_recipe(policy.backbone_name, EvaluationConfig())()

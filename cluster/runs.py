@@ -20,7 +20,9 @@ def find_run(name: str, runs_dir: Path) -> Path:
         if (folder / CONFIG).is_file():
             return folder
     known = [run.name for run in runs(runs_dir)]
-    listed = f"give one of {', '.join(known)}" if known else "there is none yet; `addiffusion train` makes one"
+    listed = (
+        f"give one of {', '.join(known)}" if known else "there is none yet; `addiffusion train` makes one"
+    )
     raise UserError(f"run '{name}': not found in {runs_dir}; {listed}{nearest(name, known)}")
 
 

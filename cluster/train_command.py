@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from learner.train import TrainResult
 
 
-def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: bool) -> None:
-    """The whole way from options to a report; with `dry_run` only the options."""
+INTERRUPTED = 130
+"""The exit code that shells give for Ctrl-C."""
+
+
+def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: bool) -> int:
+    """The whole way from options to a report, with `dry_run` only the options; gives the exit code."""
     run_dir = None if resume is None else find_run(resume, Path(compose().run.runs_dir))
     settings = _new_run(overrides) if run_dir is None else settings_from_yaml(run_dir / CONFIG, overrides)
     if dry_run:
         typer.echo(settings.to_yaml(), nl=False)
-        return
+        return 0
     check_prompts(settings)
     result = _train(settings, run_dir)
     if result.ended == "interrupted":
@@ -34,13 +38,14 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
             f"stopped after iteration {result.iterations}; "
             f"go on with: addiffusion train --resume {result.run_dir}"
         )
-        return
+        return INTERRUPTED
     version = f", version {result.model_version} in the registry" if result.model_version else ""
     typer.echo(f"policy: {result.policy_dir} ({result.ended}{version})")
 
     from cluster.evaluate_command import run_evaluation
 
     run_evaluation(result.policy_dir, settings.evaluation, result.run_dir)
+    return 0
 
 
 def check_prompts(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -39,9 +40,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
         raise UserError(f"{join(path, missing[0])} is missing: give {describe(hints[missing[0]])}")
     try:
         return cls(**arguments)
-    except ValueError as error:
-        where = f"{path}: " if path and not str(error).startswith(f"{path}.") else ""
-        raise UserError(f"{where}{error}") from error
+    except ValueError as error:  # a class that does not know its section names its field alone
+        message = str(error)
+        first_word = re.match(r"\w*", message)
+        own_field = first_word is not None and first_word.group() in hints
+        raise UserError(join(path, message) if own_field else message) from error
 
 
 @cache
@@ -130,7 +133,9 @@ def _convert(annotation: Any, value: Any, option: str) -> Any:
             return _convert_sequence(origin, arguments, annotation, value, option)
     elif origin in (dict, Mapping):
         if isinstance(value, Mapping):
-            return {str(key): _convert(arguments[1], item, join(option, str(key))) for key, item in value.items()}
+            return {
+                str(key): _convert(arguments[1], item, join(option, str(key))) for key, item in value.items()
+            }
     elif annotation is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from evaluation.config import EvaluationConfig
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from learner.config import RunConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from actors.errors import UserError
-from evaluation.config import EvaluationConfig
-from learner.config import RunConfig
 from tune_configs.conversion import from_mapping, nearest, option_names, unknown_option
 
 FOLDER = Path(__file__).resolve().parent
@@ -49,25 +49,22 @@ def compose(overrides: Sequence[str] = ()) -> Settings:
     parsed = [_parse(text) for text in overrides]
     choices = [override.input_line for override in parsed if _is_choice(override)]
     values = [override for override in parsed if not _is_choice(override)]
-    try:
-        with initialize_config_dir(str(FOLDER), version_base="1.3"):
-            tree = hydra_compose("config", overrides=choices)
-    except HydraException as error:
-        raise UserError(_first_line(error)) from error
-    return _settings(OmegaConf.to_container(tree), values)
+    return _settings(_tree(choices), values)
 
 
 def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
-    """The configuration that a run has stored, changed by `overrides` ("OPTION=VALUE" only).
+    """The configuration that a run has stored, changed by `overrides`: options, or another evaluation file.
 
     A file without a section `evaluation` gets that of config.yaml. Raises UserError.
     """
     parsed = [_parse(text) for text in overrides]
+    values = [override for override in parsed if not _is_choice(override)]
+    choices = [override.input_line for override in parsed if _is_choice(override)]
     for override in parsed:
-        if _is_choice(override):
+        if _is_choice(override) and override.key_or_group != _EVALUATION:
             raise UserError(
-                f"{override.input_line}: a run that exists keeps its files; override single options, "
-                f"for example ppo.iterations=100"
+                f"{override.input_line}: a run that exists keeps its files; give single options, "
+                f"for example ppo.iterations=100, or another evaluation="
             )
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -77,8 +74,12 @@ def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise UserError(f"{path}: not a readable configuration ({_first_line(error)})") from error
     if not isinstance(stored, dict):
         raise UserError(f"{path}: not a configuration; give a run that `addiffusion train` has made")
-    stored.setdefault(_EVALUATION, asdict(compose().evaluation))
-    return _settings(stored, parsed)
+    if _EVALUATION not in stored or choices:
+        stored[_EVALUATION] = _tree(choices)[_EVALUATION]
+    try:
+        return _settings(stored, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def groups() -> dict[str, list[str]]:
@@ -126,7 +127,18 @@ def _inside_mapping(option: str) -> bool:
     return parent in _options() and parent not in {name.rpartition(".")[0] for name in _options()}
 
 
-def _settings(tree: Any, values: Sequence[Override]) -> Settings:
+def _tree(choices: Sequence[str | None]) -> dict[str, Any]:
+    """What the chosen files say, with references to other options (${backbone.device}) still open."""
+    try:
+        with initialize_config_dir(str(FOLDER), version_base="1.3"):
+            tree = OmegaConf.to_container(hydra_compose("config", overrides=[str(line) for line in choices]))
+    except HydraException as error:
+        raise UserError(_first_line(error)) from error
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _settings(tree: dict[str, Any], values: Sequence[Override]) -> Settings:
     config = OmegaConf.create(tree)
     try:
         for override in values:

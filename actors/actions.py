@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.episode import BEST_IMAGE_REWARD, Candidate, EngineConfig, Episode
+import numpy as np
+
+from actors.contracts import QUALITY_FEATURES
+from actors.episode import Candidate, EngineConfig, Episode
 from actors.errors import UserError
 from actors.refine import inner_timesteps, make_refinement
 
@@ -118,12 +121,11 @@ class Restart:
         return episode.attempt < episode.config.max_attempts
 
     def apply(self, episode: Episode) -> None:
-        """Forget the trajectory; of the looks, only the best score found stays known."""
+        """Forget the trajectory; of the looks, only the best score of an image kept stays known."""
         candidate = Candidate(episode.clean_CHW, episode.looked_score, episode.progress)
         episode.candidates.append(candidate)
-        best = episode.quality[BEST_IMAGE_REWARD]
-        episode.quality = episode.quality * 0.0
-        episode.quality[BEST_IMAGE_REWARD] = best
+        episode.quality = np.zeros_like(episode.quality)
+        episode.quality[QUALITY_FEATURES.index("best_image_reward")] = episode.best_kept_score or 0.0
         episode.last_look = {}
         episode.latents_CHW = episode.fresh_noise()
         episode.level = episode.schedule.points[0]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from actors.actions import Advance, Refine, legal_row, make_actions
 from actors.contracts import Backbone, Conditioning, DecisionRecord, EpisodeRequest, Images
-from actors.episode import BEST_IMAGE_REWARD, EngineConfig, Episode
+from actors.episode import EngineConfig, Episode
 from actors.errors import UserError
 from actors.observations import quality_vector
 from actors.schedule import NoiseLevel, make_schedule
@@ -158,15 +158,13 @@ class Engine:
                 raise FloatingPointError(f"{name} is not finite: {_where(episode)}")
         if "image_reward" not in row:
             raise KeyError(f"image_reward is missing from the scores: {_where(episode)}")
-        seen = [kept.score for kept in episode.candidates if kept.score is not None]
-        if episode.last_look:
-            seen.append(float(episode.quality[BEST_IMAGE_REWARD]))
+        image_reward, kept = float(row["image_reward"]), episode.best_kept_score
         episode.quality = quality_vector(
             row,
             episode.last_look,
             step_ratio=episode.progress,
             nfe_ratio=episode.nfe / episode.max_nfe,
-            best_image_reward=max([float(row["image_reward"]), *seen]),
+            best_image_reward=image_reward if kept is None else max(image_reward, kept),
         )
         episode.last_look = row
         episode.looked_here = True

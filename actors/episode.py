@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 EpisodeState = Literal["denoising", "deciding", "looking", "finished"]
 IMAGE_REWARD = QUALITY_FEATURES.index("image_reward")
-BEST_IMAGE_REWARD = QUALITY_FEATURES.index("best_image_reward")
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,8 @@ class Episode:
     quality: NDArray[np.float32] = field(
         default_factory=lambda: np.zeros(len(QUALITY_FEATURES), dtype=np.float32)
     )
-    """The last look of this attempt, in the order of QUALITY_FEATURES; zeros until then."""
+    """The last look of this attempt, in the order of QUALITY_FEATURES; zeros until then. Only
+    best_image_reward outlives a restart: it is the best image kept, the present one included."""
     last_look: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     looked_here: bool = False
     candidates: list[Candidate] = field(default_factory=list)
@@ -160,6 +160,11 @@ class Episode:
     def looked_score(self) -> float | None:
         """The image reward of the present clean prediction, if it was looked at."""
         return float(self.quality[IMAGE_REWARD]) if self.looked_here else None
+
+    @property
+    def best_kept_score(self) -> float | None:
+        """The highest image reward among the candidates that were looked at."""
+        return max((kept.score for kept in self.candidates if kept.score is not None), default=None)
 
     @property
     def cost(self) -> float:

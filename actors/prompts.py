@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from actors.errors import UserError
-from shapes.captions import SPLITS, TIERS, Split, distinct_captions, scene_count
+from shapes.captions import SPLITS, TIERS, distinct_captions, scene_count
 
 MAX_WORDS = 300
 
@@ -44,10 +43,9 @@ def load_prompts(
 def _from_shapes(split: str, limit: int | None, seed: int) -> list[Prompt]:
     if split not in SPLITS:
         raise UserError(f"prompts.split is {split!r}; accepted: {', '.join(SPLITS)}")
-    part = cast(Split, split)
-    per_tier = scene_count(TIERS[0], part) if limit is None else -(-limit // len(TIERS))
+    per_tier = scene_count(TIERS[0], split) if limit is None else -(-limit // len(TIERS))
     try:
-        captions = distinct_captions(seed, per_tier, part)
+        captions = distinct_captions(seed, per_tier, split)
     except ValueError as error:
         raise UserError(f"prompts.limit is {limit}; accepted: fewer, as {error}") from error
     prompts = [Prompt(caption, str(tier)) for caption, tier in captions]

@@ -38,7 +38,10 @@ def observations(module: PolicyModule, mask_BA: torch.Tensor) -> torch.Tensor:
 
 def logits(module: PolicyModule, obs_BD: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return module.forward_exploration({Columns.OBS: obs_BD})[Columns.ACTION_DIST_INPUTS]
+        logits_BA: torch.Tensor = module.forward_exploration({Columns.OBS: obs_BD})[
+            Columns.ACTION_DIST_INPUTS
+        ]
+    return logits_BA
 
 
 def values(module: PolicyModule, obs_BD: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def opening_sentence(summary: Mapping[str, Any]) -> str:
         case "nothing shown":
             return (
                 f"Nothing was saved that {summary['config']['images']} images can show: with {spent['cost']}"
-                " the policy is not better than fixed schedules at its cost."
+                " the policy is not measurably better than fixed schedules at its cost."
             )
         case "worse":
             return (

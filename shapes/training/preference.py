@@ -31,7 +31,7 @@ from shapes.training.scenes import MAP_SIZE, load_scenes
 from shapes.training.text import token_ids
 from shapes.verify import strict_score
 
-STEPS = 2500
+STEPS = 1600
 BATCH = 60
 RENDERS = 12_000
 LEARNING_RATE = 1e-3

@@ -6,13 +6,13 @@ remembered; the calls it held fail, and their clients send them again. Replicas 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import ray
-import torch
 
 from rewards_service.batcher import MicroBatcher
 from rewards_service.contracts import Images, Scorer, Scores
@@ -25,8 +25,9 @@ class RewardActor:
     """The actor's class; `start` makes replicas of it."""
 
     def __init__(self, build: BuildScorers, max_images: int, max_waiting: int, torch_threads: int) -> None:
-        torch.set_num_threads(torch_threads)
         scorers = tuple(build())
+        if torch := sys.modules.get("torch"):  # Scorers without torch do not wait for its import.
+            torch.set_num_threads(torch_threads)
         self._sources = output_sources(scorers)
         self._batcher = MicroBatcher(
             partial(score_batch, scorers), max_images=max_images, max_waiting=max_waiting

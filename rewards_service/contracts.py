@@ -6,14 +6,20 @@ were sent, whatever else was in the batch. A missing or non-finite score is an e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.uint8]
 Scores = dict[str, NDArray[np.float32]]
+
+#: The scores of one image: a number, or an embedding [D], a name.
+ScoreRow = Mapping[str, Any]
+
+#: The metrics that rewards are made of, as weights name them, and the output each one is.
+METRICS = {"clip": "clip_score", "aesthetic": "aesthetic", "image_reward": "image_reward"}
 
 
 class Scorer(Protocol):

@@ -15,6 +15,7 @@ import pytest
 def ray_session() -> Iterator[None]:
     """One local Ray, shared by all tests that need it: four logical CPUs, no dashboard."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # By default a busy machine starves Ray's workers.
     import ray
 
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)

@@ -32,7 +32,7 @@ class DinoScorer:
     @classmethod
     def from_folder(cls, folder: str | Path, device: str | torch.device = "cpu") -> DinoScorer:
         """Loads a transformers folder; without `preprocessor_config.json` images get the model's size."""
-        model = Dinov2Model.from_pretrained(str(folder))
+        model = Dinov2Model.from_pretrained(str(folder)).float()
         return cls(model, _pixels(Path(folder), model.config.image_size), device)
 
     def score(self, images: Images, prompts: Sequence[str]) -> Scores:

@@ -23,6 +23,7 @@ BATCH = 16
 LEARNING_RATE = 2.5e-3
 LATENT_NOISE = 0.08
 CHUNKS = range(0, 3)
+SAVE_EVERY = 250
 
 
 def build_vae() -> AutoencoderTiny:
@@ -81,7 +82,7 @@ def train_vae(work: Path, steps: int = STEPS) -> AutoencoderTiny:
         if (step + 1) % 50 == 0:
             psnr = 10 * math.log10(4 / F.mse_loss(output, image).item())
             log_line(work / "vae.jsonl", step=step + 1, loss=loss.item(), psnr=psnr)
-        if (step + 1) % 250 == 0:
+        if (step + 1) % SAVE_EVERY == 0:
             save_state(
                 work / "vae.pt",
                 {

@@ -49,13 +49,13 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
 
 @pytest.fixture(scope="session")
 def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of an embedded world's reward models, with random weights."""
+    """All of an embedded world's reward models, with random weights; CLIP and DINO in half precision."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("world")
     tokenizer = write_tokenizer(folder / "clip")
     sizes = {**CLIP_SIZES, "text_cfg": {**CLIP_SIZES["text_cfg"], "vocab_size": len(tokenizer)}}
     clip = open_clip.CLIP(**sizes)
-    save_file(clip.state_dict(), str(folder / "clip" / "open_clip_model.safetensors"))
+    save_file(clip.half().state_dict(), str(folder / "clip" / "open_clip_model.safetensors"))
     preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
     config = {"model_cfg": sizes, "preprocess_cfg": preprocess}
     (folder / "clip" / "open_clip_config.json").write_text(json.dumps(config))
@@ -63,7 +63,7 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dino = Dinov2Config(
         hidden_size=48, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=32, patch_size=8
     )
-    Dinov2Model(dino).save_pretrained(str(folder / "dino"))
+    Dinov2Model(dino).half().save_pretrained(str(folder / "dino"))
     preference = PreferenceConfig(
         vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, image_size=32, width=32, layers=2
     )

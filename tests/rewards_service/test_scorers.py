@@ -123,7 +123,7 @@ def test_dino_embeds_as_transformers_does(
     processor: BitImageProcessor | None,
     size: int,
 ) -> None:
-    model = Dinov2Model.from_pretrained(str(world_folder / "dino")).eval()
+    model = Dinov2Model.from_pretrained(str(world_folder / "dino")).float().eval()
     model.save_pretrained(str(tmp_path))
     if processor is not None:
         processor.save_pretrained(str(tmp_path))

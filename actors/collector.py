@@ -1,0 +1,320 @@
+"""Gathers training episodes: engine, policy and scoring service in one loop, without Ray.
+
+The slots are split into groups. A group's turn is: take the scores of its previews, decide, refill
+finished slots, denoise, send the new previews off; then the next group has its turn, so that one group
+is scored elsewhere while another denoises.
+
+Always true here: an episode's decisions depend on its own request, its own generator and the policy,
+never on the group, slot or batch it sat in; every decision is taken on scores that have arrived; a
+preview is scored once; episodes come back in the order of the requests, all of them finished.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult
+from actors.engine import Engine, Episode
+from actors.ledger import RewardLedger, Target
+from actors.observations import Observer, quality_vector
+from rewards_service.arithmetic import RewardConfig, required_outputs
+from rewards_service.contracts import Pending, RewardClient, ScoreRow
+
+#: Observations and masks of B episodes in, logits [B, A] out (illegal actions far below the legal ones).
+Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
+
+
+#: The scores that the quality vector is made of.
+QUALITY_OUTPUTS = ("clip_score", "aesthetic", "image_reward", "dino")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRequest:
+    """An episode to gather. `stream` seeds the generator that draws its actions."""
+
+    request: EpisodeRequest
+    stream: tuple[int, ...]
+    target: Target
+
+
+@dataclass
+class Trajectory:
+    """One finished episode as the learner takes it: T decisions, each with what was seen and drawn.
+
+    observations_TD, actions_T, rewards_T, logits_TA and log_probs_T belong to the decisions; scored
+    holds (decision, scores) of every scored preview, the last entry is the returned image.
+    """
+
+    training: TrainingRequest
+    observations: list[NDArray[np.float32]] = field(default_factory=list)
+    actions: list[int] = field(default_factory=list)
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    scored: list[tuple[int, ScoreRow]] = field(default_factory=list)
+    quality: float = float("nan")
+    result: EpisodeResult | None = None
+
+
+@dataclass
+class CollectorTimes:
+    """Seconds of one `collect`: all of it, in the denoiser, and waiting for scores."""
+
+    wall: float = 0.0
+    denoising: float = 0.0
+    waiting: float = 0.0
+    previews: int = 0
+
+
+@dataclass
+class _Slot:
+    episode: Episode
+    ledger: RewardLedger
+    trajectory: Trajectory
+    order: int
+    generator: np.random.Generator
+    scores: dict[str, NDArray[np.float32]] | None = None
+    """Of the current clean prediction; None until it has been scored."""
+    latest: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Of the last preview that was scored."""
+    critic_quality: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(len(QUALITY_FEATURES), np.float32)
+    )
+    """Quality vector of that preview, looked at or not: what the critic may see."""
+    best_image_reward: float = -np.inf
+    unscored_decisions: int = 0
+
+
+@dataclass
+class _Group:
+    slots: list[_Slot] = field(default_factory=list)
+    awaiting: list[_Slot] = field(default_factory=list)
+    pending: Pending | None = None
+
+
+class Collector:
+    """Runs training requests through `slots` slots in `groups` groups.
+
+    Where the observation holds the preview's embeddings (`seed`), every decision is scored, and counted
+    as a look, as it is when the policy is used.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        observer: Observer,
+        client: RewardClient,
+        *,
+        slots: int,
+        groups: int,
+    ) -> None:
+        self.engine = engine
+        self.observer = observer
+        self.client = client
+        self.capacities = [len(range(group, slots, groups)) for group in range(groups)]
+        self.times = CollectorTimes()
+
+    def collect(
+        self,
+        requests: Sequence[TrainingRequest],
+        policy: Policy,
+        reward: RewardConfig,
+        *,
+        greedy: bool = False,
+    ) -> list[Trajectory]:
+        """Finish every request. Raises what the scoring client raises (a missing or non-finite score)."""
+        started = time.perf_counter()
+        self.times = CollectorTimes()
+        queue = deque(enumerate(requests))
+        groups = [_Group() for _ in self.capacities]
+        finished: dict[int, Trajectory] = {}
+        while len(finished) < len(requests):
+            for group, capacity in zip(groups, self.capacities, strict=True):
+                self._receive(group)
+                self._decide(group, policy, greedy)
+                self._close(group, finished)
+                self._refill(group, queue, capacity, reward)
+                self._denoise(group)
+                self._send(group, reward)
+        self.times.wall = time.perf_counter() - started
+        return [finished[order] for order in range(len(requests))]
+
+    def _receive(self, group: _Group) -> None:
+        if group.pending is None:
+            return
+        started = time.perf_counter()
+        scores = group.pending.result()
+        self.times.waiting += time.perf_counter() - started
+        for row, slot in enumerate(group.awaiting):
+            _enter(slot, {name: values[row] for name, values in scores.items()})
+        group.pending, group.awaiting = None, []
+
+    def _close(self, group: _Group, finished: dict[int, Trajectory]) -> None:
+        for slot in [slot for slot in group.slots if slot.episode.finished and slot.scores is not None]:
+            assert slot.scores is not None
+            trajectory, episode = slot.trajectory, slot.episode
+            trajectory.quality = slot.ledger.finish(
+                cost=episode.cost, nfe=episode.nfe, max_nfe=episode.max_nfe, scores=slot.scores
+            )
+            trajectory.rewards = slot.ledger.rewards
+            trajectory.result = episode.result()
+            finished[slot.order] = trajectory
+            group.slots.remove(slot)
+
+    def _decide(self, group: _Group, policy: Policy, greedy: bool) -> None:
+        while True:
+            for slot in group.slots:
+                if slot.scores is not None and self._is_shown(slot.episode):
+                    self.engine.receive_look(slot.episode, slot.scores)
+            deciding = [slot for slot in group.slots if slot.episode.state == "deciding"]
+            if not deciding:
+                return
+            self._decide_once(deciding, policy, greedy)
+
+    def _decide_once(self, deciding: list[_Slot], policy: Policy, greedy: bool) -> None:
+        episodes = [slot.episode for slot in deciding]
+        for slot in deciding:
+            slot.ledger.reach(cost=slot.episode.cost, attempt=slot.episode.attempt, scores=slot.scores)
+        mask_BA = self.engine.legal(episodes)
+        observations_BD = self._observe(deciding, mask_BA)
+        logits_BA = policy(observations_BD, mask_BA)
+        assert np.isfinite(logits_BA).all(), "the policy's logits are not finite"
+        log_probs_BA = _log_softmax(logits_BA)
+        for slot, observation, mask, logits, log_probs in zip(
+            deciding, observations_BD, mask_BA, logits_BA, log_probs_BA, strict=True
+        ):
+            action = int(np.argmax(logits)) if greedy else _draw(log_probs, slot.generator)
+            assert mask[action], f"action {self.engine.action_names[action]} is not legal here"
+            trajectory = slot.trajectory
+            trajectory.observations.append(observation)
+            trajectory.actions.append(action)
+            trajectory.logits.append(logits)
+            trajectory.log_probs.append(float(log_probs[action]))
+            probabilities = np.exp(log_probs)
+            trajectory.entropies.append(float(-(probabilities * log_probs)[mask].sum()))
+            refines = self.engine.action_names[action] == "refine"
+            slot.ledger.decide(attention_entropy(slot.episode.attention_HW) if refines else 0.0)
+            slot.unscored_decisions += 1
+            shown_CHW = slot.episode.clean_CHW
+            self.engine.act(slot.episode, action)
+            if slot.episode.finished and not torch.equal(slot.episode.clean_CHW, shown_CHW):
+                slot.scores = None  # an earlier candidate is returned instead
+
+    def _is_shown(self, episode: Episode) -> bool:
+        """Whether the scores that are there go into the policy's observation."""
+        if episode.state == "looking":
+            return True
+        return self.observer.needs_embeddings and episode.state == "deciding" and not episode.looked_here
+
+    def _observe(self, slots: list[_Slot], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
+        embeddings = None
+        if self.observer.needs_embeddings:
+            embeddings = {
+                name: np.stack([slot.latest[name] for slot in slots]) for name in ("clip_image", "clip_text")
+            }
+        return self.observer.observe(
+            [slot.episode for slot in slots],
+            mask_BA,
+            critic=np.stack([slot.critic_quality for slot in slots]),
+            embeddings=embeddings,
+        )
+
+    def _refill(
+        self,
+        group: _Group,
+        queue: deque[tuple[int, TrainingRequest]],
+        capacity: int,
+        reward: RewardConfig,
+    ) -> None:
+        free = capacity - sum(not slot.episode.finished for slot in group.slots)
+        taken = [queue.popleft() for _ in range(min(free, len(queue)))]
+        if not taken:
+            return
+        episodes = self.engine.begin([training.request for _, training in taken])
+        for (order, training), episode in zip(taken, episodes, strict=True):
+            ledger = RewardLedger(reward, training.target)
+            generator = np.random.default_rng(training.stream)
+            group.slots.append(_Slot(episode, ledger, Trajectory(training), order, generator))
+
+    def _denoise(self, group: _Group) -> None:
+        running = [slot for slot in group.slots if slot.episode.state == "denoising"]
+        if not running:
+            return
+        started = time.perf_counter()
+        self.engine.denoise([slot.episode for slot in running])
+        self.times.denoising += time.perf_counter() - started
+        for slot in running:
+            slot.scores = None
+
+    def _send(self, group: _Group, reward: RewardConfig) -> None:
+        group.awaiting = [slot for slot in group.slots if slot.scores is None and self._due(slot, reward)]
+        if not group.awaiting:
+            return
+        latents_BCHW = torch.stack([slot.episode.clean_CHW for slot in group.awaiting])
+        prompts = [slot.episode.request.prompt for slot in group.awaiting]
+        images = self.engine.backbone.preview(latents_BCHW)
+        group.pending = self.client.submit(images, prompts, self._outputs(reward))
+        self.times.previews += len(prompts)
+
+    def _outputs(self, reward: RewardConfig) -> tuple[str, ...]:
+        """What the reward, the quality vector and the observation are made of."""
+        wanted = {*required_outputs(reward), *QUALITY_OUTPUTS}
+        if self.observer.needs_embeddings:
+            wanted |= {"clip_image", "clip_text"}
+        return tuple(sorted(wanted))
+
+    def _due(self, slot: _Slot, reward: RewardConfig) -> bool:
+        if slot.episode.state in ("looking", "finished"):
+            return True
+        if slot.episode.state != "deciding":
+            return False
+        first = not slot.trajectory.actions
+        return first or self.observer.needs_embeddings or slot.unscored_decisions >= reward.score_every
+
+
+def _enter(slot: _Slot, scores: dict[str, NDArray[np.float32]]) -> None:
+    episode = slot.episode
+    slot.best_image_reward = max(slot.best_image_reward, float(scores["image_reward"]))
+    slot.critic_quality = quality_vector(
+        scores,
+        slot.latest,
+        step_ratio=episode.progress,
+        nfe_ratio=episode.nfe / episode.max_nfe,
+        best_image_reward=slot.best_image_reward,
+    )
+    slot.scores = slot.latest = scores
+    slot.unscored_decisions = 0
+    slot.trajectory.scored.append((len(slot.trajectory.actions), scores))
+
+
+def final_scores(trajectory: Trajectory) -> dict[str, float]:
+    """The scalar scores of the returned image."""
+    _, scores = trajectory.scored[-1]
+    return {name: float(value) for name, value in scores.items() if np.ndim(value) == 0}
+
+
+def attention_entropy(attention_HW: torch.Tensor | None) -> float:
+    """Entropy of an attention map over the positions, 1 where it is the same everywhere."""
+    assert attention_HW is not None, "refine without recorded attention"
+    shares_N = attention_HW.float().flatten() / attention_HW.float().sum().clamp_min(1e-12)
+    return float(torch.special.entr(shares_N).sum() / np.log(len(shares_N)))
+
+
+def _log_softmax(logits_BA: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits_BA.astype(np.float64) - logits_BA.max(axis=1, keepdims=True)
+    log_probs_BA: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_probs_BA
+
+
+def _draw(log_probs: NDArray[np.float64], generator: np.random.Generator) -> int:
+    """Inverse of the cumulative distribution at one uniform number: the same whatever the batch."""
+    cumulative = np.cumsum(np.exp(log_probs))
+    return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))

@@ -1,0 +1,309 @@
+"""The Ray actor that gathers training episodes: RLlib's EnvRunner around the `Collector`.
+
+Always true here: `sample` gives whole episodes, this runner's share of the iteration's requests, in a
+fixed order; which requests those are follows from the iteration's number alone, so a replaced runner
+goes on where the others are. The copy RLlib builds in the driver (`worker_index` 0) holds the policy and
+the state to hand on, but no backbone, unless there is no other runner: then it samples itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
+
+from actors import trajectory_store
+from actors.collector import Collector, TrainingRequest, Trajectory, final_scores
+from actors.contracts import Backbone, EpisodeRequest
+from actors.engine import Engine, EngineConfig
+from actors.ledger import Target
+from actors.observations import Observer
+from actors.references import Reference, reference_config, run_references
+from rewards_service.arithmetic import RewardConfig, quality
+from rewards_service.contracts import RewardClient
+
+ORDERS = "orders"
+#: Prefix of our own metrics in RLlib's results.
+METRICS = "addiffusion"
+
+
+@dataclass(frozen=True)
+class RunnerSettings:
+    """What never changes in a run; it travels to every env runner in RLlib's `env_config`.
+
+    make_backbone, make_client: called in the env runner's process; requests: the fixed set that is
+    trained on; trajectories: folder for Parquet files, None writes none.
+    """
+
+    make_backbone: Callable[[], Backbone]
+    make_client: Callable[[], RewardClient]
+    engine: EngineConfig
+    observer: Observer
+    requests: tuple[EpisodeRequest, ...]
+    episodes_per_iteration: int
+    slots: int
+    groups: int
+    seed: int
+    torch_threads: int = 1
+    trajectories: str | None = None
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the driver tells the env runners: the iteration, and the calibrated reward.
+
+    targets: what each request's episode is measured against, in the order of `RunnerSettings.requests`.
+    """
+
+    iteration: int
+    reward: RewardConfig
+    targets: tuple[Target, ...]
+
+
+def iteration_requests(
+    count: int, iteration: int, episodes: int, seed: int, share: tuple[int, int] = (0, 1)
+) -> list[tuple[int, int]]:
+    """(pass, index) of the requests that part `share[0]` of `share[1]` has to run in an iteration.
+
+    Requests come in passes, each a permutation of all `count` of them that depends on the seed and the
+    pass; iteration i takes the i-th `episodes` of that endless sequence, and the parts stride over it.
+    """
+    part, parts = share
+    positions = range(iteration * episodes, (iteration + 1) * episodes)
+    orders: dict[int, NDArray[np.int64]] = {}
+    chosen = []
+    for position in positions:
+        if position % parts != part:
+            continue
+        round_, offset = divmod(position, count)
+        if round_ not in orders:
+            orders[round_] = np.random.default_rng([seed, round_]).permutation(count)
+        chosen.append((round_, int(orders[round_][offset])))
+    return chosen
+
+
+class DiffusionEnvRunner(EnvRunner, Checkpointable):
+    """Gathers episodes with the current policy; also runs the references before training."""
+
+    # These two of the stock runner need `self.metrics` and `self.config` only.
+    _increase_sampled_metrics = SingleAgentEnvRunner._increase_sampled_metrics
+    _log_episode_metrics = SingleAgentEnvRunner._log_episode_metrics
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.settings: RunnerSettings = self.config.env_config["settings"]
+        self.index = int(kwargs.get("worker_index") or 0)
+        self.orders: Orders | None = None
+        self.collector: Collector | None = None
+        self._weights_seq_no = 0
+        self._finished: list[SingleAgentEpisode] = []
+        self.make_module()
+        if self._samples():
+            self.make_env()
+
+    def _samples(self) -> bool:
+        return self.index > 0 or self.config.num_env_runners == 0
+
+    def make_env(self) -> None:
+        """Load the backbone and connect to the rewards service."""
+        settings = self.settings
+        torch.set_num_threads(settings.torch_threads)
+        engine, client = Engine(settings.make_backbone(), settings.engine), settings.make_client()
+        assert engine.num_actions == settings.observer.num_actions
+        self.collector = Collector(
+            engine, settings.observer, client, slots=settings.slots, groups=settings.groups
+        )
+
+    def make_module(self) -> None:
+        """Build the policy; its weights come by `set_state`."""
+        spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
+        self.module = spec.build()
+
+    def get_spaces(self) -> dict[str, Any]:
+        """Observation and action space under every name RLlib asks for."""
+        spaces = (self.config.observation_space, self.config.action_space)
+        return {INPUT_ENV_SPACES: spaces, INPUT_ENV_SINGLE_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
+
+    def assert_healthy(self) -> None:
+        """RLlib's check after construction."""
+        assert self.collector is not None or not self._samples()
+
+    def stop(self) -> None:
+        """Free the backbone."""
+        self.collector = None
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which part of how many this runner takes of work that is spread over all."""
+        return max(self.index - 1, 0), max(self.config.num_env_runners, 1)
+
+    # -- what the training loop asks for -----------------------------------------------------------
+
+    def take_orders(self, orders: Orders) -> None:
+        """Iteration, reward and references for the next `sample`."""
+        self.orders = orders
+
+    def run_references(
+        self, requests: Sequence[EpisodeRequest], reward: RewardConfig, num_steps: int, *, observe: bool
+    ) -> list[Reference]:
+        """Run requests to the end of a schedule of `num_steps`; see `actors.references`."""
+        assert self.collector is not None
+        settings = self.settings
+        engine = Engine(self.collector.engine.backbone, reference_config(settings.engine, num_steps))
+        observer = Observer(settings.observer.config, settings.observer.sizes, engine.num_actions)
+        collector = Collector(
+            engine, observer, self.collector.client, slots=settings.slots, groups=settings.groups
+        )
+        return run_references(collector, requests, reward, observe=observe)
+
+    # -- RLlib's interface ---------------------------------------------------------------------------
+
+    def sample(self, *, explore: bool | None = None, **kwargs: Any) -> list[SingleAgentEpisode]:
+        """This runner's episodes of the current iteration, all finished."""
+        orders, settings, collector = self.orders, self.settings, self.collector
+        assert orders is not None, "sample() before take_orders()"
+        assert collector is not None, "the driver's copy of the env runner cannot sample"
+        explore = self.config.explore if explore is None else explore
+        chosen = iteration_requests(
+            len(settings.requests),
+            orders.iteration,
+            settings.episodes_per_iteration,
+            settings.seed,
+            self.share,
+        )
+        training = [self._training_request(round_, index, orders) for round_, index in chosen]
+        gathered = collector.collect(training, self._policy(explore), orders.reward, greedy=not explore)
+        if settings.trajectories is not None:
+            name = f"iteration-{orders.iteration:06d}-runner-{self.index:03d}.parquet"
+            trajectory_store.write(gathered, Path(settings.trajectories) / name, self._weights_seq_no)
+        self._log(gathered)
+        episodes = [self._episode(trajectory) for trajectory in gathered]
+        self._finished.extend(episodes)
+        return episodes
+
+    def _training_request(self, round_: int, index: int, orders: Orders) -> TrainingRequest:
+        request = self.settings.requests[index]
+        stream = (self.settings.seed, round_, zlib.crc32(request.prompt.encode()), request.seed)
+        return TrainingRequest(request, stream, orders.targets[index])
+
+    def _policy(self, explore: bool) -> Callable[..., NDArray[np.float32]]:
+        forward = self.module.forward_exploration if explore else self.module.forward_inference
+
+        def logits(observations_BD: NDArray[np.float32], _: NDArray[np.bool_]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                outputs = forward({Columns.OBS: torch.from_numpy(observations_BD)})
+            result: NDArray[np.float32] = outputs[Columns.ACTION_DIST_INPUTS].numpy()
+            return result
+
+        return logits
+
+    def _episode(self, trajectory: Trajectory) -> SingleAgentEpisode:
+        # A terminated episode's last observation is never valued; RLlib wants one more than actions.
+        return SingleAgentEpisode(
+            id_=trajectory_store.episode_id(trajectory),
+            observations=[*trajectory.observations, trajectory.observations[-1]],
+            observation_space=self.config.observation_space,
+            actions=trajectory.actions,
+            action_space=self.config.action_space,
+            rewards=trajectory.rewards,
+            terminated=True,
+            extra_model_outputs={
+                Columns.ACTION_LOGP: [np.float32(value) for value in trajectory.log_probs],
+                Columns.ACTION_DIST_INPUTS: trajectory.logits,
+            },
+            len_lookback_buffer=0,
+        ).to_numpy()
+
+    def _log(self, gathered: Sequence[Trajectory]) -> None:
+        assert self.collector is not None
+        assert self.orders is not None
+        times, names = self.collector.times, self.collector.engine.action_names
+        sums: dict[str, float] = defaultdict(float)
+        for trajectory in gathered:
+            result = trajectory.result
+            assert result is not None
+            sums["episodes"] += 1
+            sums["decisions"] += len(trajectory.actions)
+            sums["return"] += sum(trajectory.rewards)
+            sums["quality"] += trajectory.quality
+            reference = quality(trajectory.training.target.reference, self.orders.reward)
+            sums["quality_over_reference"] += trajectory.quality - reference
+            sums["nfe"] += result.nfe
+            sums["nfe_squared"] += result.nfe**2
+            sums["cost"] += result.cost
+            sums["entropy"] += sum(trajectory.entropies)
+            sums["weights_seq_no"] += self._weights_seq_no
+            for name, value in final_scores(trajectory).items():
+                sums[f"score/{name}"] += value
+            for action in trajectory.actions:
+                sums[f"action/{names[action]}"] += 1
+        sums |= {"seconds": times.wall, "denoising_s": times.denoising, "waiting_s": times.waiting}
+        sums["previews"] = times.previews
+        for name, value in sums.items():
+            self.metrics.log_value((METRICS, name), value, reduce="sum")
+        decisions = int(sums["decisions"])
+        self.num_env_steps_sampled_lifetime += decisions
+        self._increase_sampled_metrics(decisions, len(gathered))
+
+    def get_metrics(self) -> Any:
+        """Metrics since the last call, as RLlib aggregates them over runners."""
+        for episode in self._finished:
+            self._log_episode_metrics(len(episode), episode.get_return(), episode.get_duration_s())
+        self._finished.clear()
+        return self.metrics.reduce()
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Weights with their version, and the orders: all that a replaced runner needs."""
+        state: dict[str, Any] = {NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps_sampled_lifetime}
+        if self.orders is not None:
+            state[ORDERS] = self.orders
+        if self._check_component(COMPONENT_RL_MODULE, components, not_components):
+            state[COMPONENT_RL_MODULE] = self.module.get_state(**kwargs)
+            state[WEIGHTS_SEQ_NO] = self._weights_seq_no
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take weights unless they are older than those held; version 0 always counts as newer."""
+        if COMPONENT_RL_MODULE in state:
+            version = state.get(WEIGHTS_SEQ_NO, 0)
+            if version == 0 or version > self._weights_seq_no:
+                weights = state[COMPONENT_RL_MODULE]
+                if isinstance(weights, ray.ObjectRef):
+                    weights = ray.get(weights)
+                self.module.set_state(weights.get(DEFAULT_MODULE_ID, weights))
+            if version > 0:
+                self._weights_seq_no = version
+        if ORDERS in state:
+            self.orders = state[ORDERS]
+        if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
+            self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[()], dict[str, Any]]:
+        """How Checkpointable builds this object again."""
+        return (), {"config": self.config}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """The parts that are saved by themselves."""
+        return [(COMPONENT_RL_MODULE, self.module)]

@@ -1,0 +1,80 @@
+"""The reward of one training episode, decision by decision, as its states become known.
+
+Always true here: a decision's reward is fixed the moment its successor state is known, never before; the
+potential is that of the last scored preview, so that shaping telescopes whatever is scored; the terminal
+part is added to the last decision only. What the parts are stands in `rewards_service.arithmetic`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rewards_service.arithmetic import Ending, RewardConfig, Step, final_reward, quality, step_reward
+from rewards_service.contracts import ScoreRow
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an episode is measured against: scores of its references, and the scale of differences.
+
+    reference: the same prompt and seed, run to the end; short_reference: run to the end in fewer steps
+    (only the seeds' second reward knows it).
+    """
+
+    reference: ScoreRow
+    sigma: float = 1.0
+    short_reference: ScoreRow | None = None
+
+
+class RewardLedger:
+    """Keeps one episode's rewards: `reach` every state, `decide` in it, in the end `finish`."""
+
+    def __init__(self, config: RewardConfig, target: Target) -> None:
+        self.rewards: list[float] = []
+        self._config = config
+        self._target = target
+        self._scores: ScoreRow | None = None
+        self._scores_attempt = 0
+        self._cost = 0.0
+        self._open = False
+        self._attention_entropy = 0.0
+
+    def reach(self, *, cost: float, attempt: int, scores: ScoreRow | None) -> None:
+        """A state to decide in; `scores` where its preview was scored (the first state's always is)."""
+        if self._open:
+            self._close(cost, scores, same_attempt=attempt == self._scores_attempt)
+        self._cost = cost
+        if scores is not None:
+            self._scores, self._scores_attempt = scores, attempt
+
+    def decide(self, attention_entropy: float = 0.0) -> None:
+        """A decision is taken in the state reached last; a refinement has an attention entropy."""
+        assert not self._open, "a decision before the last one's successor state is known"
+        assert self._scores is not None, "the first state of an episode was not scored"
+        self._open, self._attention_entropy = True, attention_entropy
+
+    def finish(self, *, cost: float, nfe: int, max_nfe: int, scores: ScoreRow) -> float:
+        """The returned image's scores; gives its quality."""
+        self._close(cost, scores, ends=True)
+        target = self._target
+        ending = Ending(scores, target.reference, nfe, max_nfe, target.short_reference)
+        self.rewards[-1] += final_reward(ending, self._config, target.sigma)
+        assert all(math.isfinite(reward) for reward in self.rewards), f"rewards {self.rewards}"
+        return quality(scores, self._config)
+
+    def _close(
+        self, cost: float, scores: ScoreRow | None, *, ends: bool = False, same_attempt: bool = True
+    ) -> None:
+        assert self._open, "an episode ends by a decision"
+        assert self._scores is not None
+        step = Step(
+            before=self._scores,
+            after=scores,
+            cost=cost - self._cost,
+            ends=ends,
+            same_attempt=same_attempt,
+            attention_entropy=self._attention_entropy,
+        )
+        self.rewards.append(math.fsum(step_reward(step, self._config, self._target.reference)))
+        self._open = False

@@ -1,0 +1,180 @@
+"""What a training run needs from the machine, as a list of checks.
+
+Always true here: a check never raises and changes nothing; one that failed says what to do about it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.config import RunConfig
+
+from tune_configs.loading import Settings
+
+GIB = 2**30
+MEMORY_GIB = 6.0
+DISK_GIB = 2.0
+#: Ray refuses to work on a disk that is fuller than this.
+FULL_DISK = 0.95
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing examined: what was found, and the hint if that is not enough."""
+
+    name: str
+    passed: bool
+    found: str
+    hint: str = ""
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """Everything `addiffusion train` needs with these settings, one after the other."""
+    run = settings.run
+    yield python()
+    yield from packages()
+    yield guarded("torch", lambda: torch_device(run.backbone.device))
+    yield memory()
+    yield disk("disk for runs", Path(run.runs_dir))
+    yield disk("disk for Ray's files", Path(tempfile.gettempdir()))
+    yield guarded("backbone", lambda: backbone_files(run.backbone.name))
+    yield guarded("reward models", lambda: reward_files(run.backbone.scorers))
+    if run.registry.enabled:
+        yield guarded("MLflow registry", lambda: mlflow_store(run))
+    yield guarded("prompts", lambda: prompts(settings))
+
+
+def guarded(name: str, examine: Callable[[], Check]) -> Check:
+    """The check, or what it raised as a failed one."""
+    try:
+        return examine()
+    except Exception as error:  # whatever a broken installation raises belongs into its row
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Check(name, False, type(error).__name__, reason)
+
+
+def python() -> Check:
+    """Python 3.11."""
+    version = platform.python_version()
+    return Check("Python", version.startswith("3.11."), version, "use Python 3.11: make PYTHON=python3.11")
+
+
+def packages() -> Iterator[Check]:
+    """Each package that the project names, against the version it asks for."""
+    from packaging.requirements import Requirement
+
+    try:
+        requirements = importlib.metadata.requires("addiffusion") or []
+    except importlib.metadata.PackageNotFoundError:
+        yield Check("addiffusion", False, "not installed", "pip install -e . -c constraints.txt")
+        return
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        wanted = f"{requirement.name}{requirement.specifier}"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(
+                requirement.name, False, "not installed", f"pip install -c constraints.txt '{wanted}'"
+            )
+            continue
+        fits = requirement.specifier.contains(version, prereleases=True)
+        yield Check(requirement.name, fits, version, f"pip install -c constraints.txt '{wanted}'")
+
+
+def torch_device(device: str) -> Check:
+    """torch runs, and on the device that the backbone is configured for."""
+    import torch
+
+    torch.ones(1, device=device).sum().item()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Check("torch device", True, f"{device} ({', '.join(gpus) or f'no GPU, {os.cpu_count()} cores'})")
+
+
+def memory() -> Check:
+    """Memory that is free now, within the container's limit if there is one."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if Path(limit).is_file() and (text := Path(limit).read_text().strip()).isdigit():
+            available = min(available, int(text) - int(Path(used).read_text()))
+    found = f"{available / GIB:.1f} GiB free"
+    hint = f"{MEMORY_GIB:.0f} GiB are needed; close something, or resources.num_env_runners=1"
+    return Check("memory", available >= MEMORY_GIB * GIB, found, hint)
+
+
+def disk(name: str, folder: Path) -> Check:
+    """Space where `folder` is, or will be."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    usage = shutil.disk_usage(existing)
+    writable = os.access(existing, os.W_OK)
+    enough = usage.free >= DISK_GIB * GIB and usage.used / usage.total < FULL_DISK
+    found = (
+        f"{usage.free / GIB:.1f} GiB free in {existing}" if writable else f"{existing} cannot be written to"
+    )
+    hint = f"{DISK_GIB:.0f} GiB and {1 - FULL_DISK:.0%} of the disk have to be free"
+    return Check(name, writable and enough, found, hint if writable else "runs_dir=FOLDER chooses another")
+
+
+def backbone_files(name: str) -> Check:
+    """The backbone's pipeline: the embedded world's, a folder's, or one in the hub's cache."""
+    folder = Path(name)
+    if name == "shapes":
+        from shapes import weights
+
+        folder = Path(weights.PATH) / "pipeline"
+    elif not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
+        found = f"{name}, {'in the cache' if cached else 'not in the cache'}"
+        return Check("backbone", cached, found, "backbone.name=FOLDER, or download it: hf download " + name)
+    found = (folder / "model_index.json").is_file()
+    return Check(
+        "backbone", found, str(folder), "no model_index.json there; give a folder in diffusers' format"
+    )
+
+
+def reward_files(scorers: str | None) -> Check:
+    """Every part of the reward models' folder."""
+    from rewards_service.world import PARTS
+    from shapes import weights
+
+    folder = Path(weights.PATH if scorers is None else scorers)
+    missing = [part for part in PARTS if not (folder / part).exists()]
+    return Check("reward models", not missing, str(folder), f"missing there: {', '.join(missing)}")
+
+
+def mlflow_store(run: RunConfig) -> Check:
+    """The tracking store answers; an sqlite file that is not there yet is made by the first run."""
+    from learner.registry import tracking_uri
+
+    uri = run.registry.tracking_uri or tracking_uri(Path(run.runs_dir))
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        return Check("MLflow registry", True, f"{path} (made by the first run)")
+    import mlflow
+
+    mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    return Check("MLflow registry", True, uri)
+
+
+def prompts(settings: Settings) -> Check:
+    """Prompts of training and evaluation can be read."""
+    from cluster.train_command import check_prompts
+
+    check_prompts(settings)
+    return Check("prompts", True, f"{settings.run.prompts.source}, evaluation: {settings.evaluation.prompts}")

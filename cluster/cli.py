@@ -1,0 +1,188 @@
+"""`addiffusion`: the command line.
+
+Always true here: a user's mistake is one line on stderr and exit code 2, without a traceback and without
+anything half-written; our own mistakes keep their traceback. Commands import what they need when they run,
+so that `--help` and a typing error are answered at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from actors.errors import UserError
+
+app = typer.Typer(
+    name="addiffusion",
+    help="Learns how much compute each prompt of a frozen text-to-image diffusion model deserves.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at the configuration.")
+app.add_typer(config_app, name="config")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[OVERRIDES]...", help="OPTION=VALUE or GROUP=FILE, for example ppo.lr=1e-4 solver=ddim"
+    ),
+]
+
+
+def whole_number(text: str) -> int:
+    """A whole number, or an error that names what was given instead."""
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' is not a whole number") from error
+
+
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="The folder that holds the runs.")]
+RUNS = Path("runs")
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with this run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and stop.")] = False,
+) -> int:
+    """Train a policy, register it, evaluate it, and write the report."""
+    from cluster.train_command import train_and_report
+
+    return train_and_report(overrides or [], resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A run, a policy's folder, or name@alias.")
+    ],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Compare a policy with fixed schedules on held-out prompts, and write the report."""
+    from cluster.evaluate_command import evaluate_and_report
+
+    evaluate_and_report(policy, overrides or [], runs_dir=runs_dir)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to paint.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|MODEL", help="A run, a policy's folder, or name@alias; else the newest run."
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Fixes all noise of the picture.")
+    ] = 0,
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("picture.png"),
+    max_nfe: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole_number,
+            metavar="N",
+            help="Denoiser calls it may cost; else as the policy was trained.",
+        ),
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Paint one picture with a trained policy, and show what it decided."""
+    from cluster.generate_command import generate_picture
+
+    generate_picture(prompt, model=model, seed=seed, out=out, max_nfe=max_nfe, runs_dir=runs_dir)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="An evaluated run.")], runs_dir: RunsDir = RUNS
+) -> None:
+    """Write the report of an evaluated run again."""
+    from evaluation.report import write_report
+
+    from cluster.runs import find_run
+
+    typer.echo(f"report: {write_report(find_run(run, runs_dir))}")
+
+
+@app.command()
+def doctor(overrides: Overrides = None) -> int:
+    """Check everything that a training run needs; exit code 1 if something is missing."""
+    from cluster.doctor_command import examine
+
+    return examine(overrides or [])
+
+
+@config_app.command()
+def show(overrides: Overrides = None) -> None:
+    """Print the configuration in full, with the overrides applied."""
+    from tune_configs.loading import compose
+
+    typer.echo(compose(overrides or []).to_yaml(), nl=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(args=arguments or ["--help"], prog_name="addiffusion", standalone_mode=False)
+    except typer.TyperException as error:
+        return _say(error.format_message(), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        for cause in _causes(error):
+            if isinstance(cause, UserError) and not _is_remote(cause):
+                return _say(str(cause), 2)
+            if _is_full_disk(cause):
+                where = getattr(cause, "filename", None)
+                return _say(
+                    f"no space left on device{f' for {where}' if where else ''}; free some, "
+                    "or write elsewhere with runs_dir=FOLDER or --out FILE",
+                    2,
+                )
+        raise
+    return code if isinstance(code, int) else 0
+
+
+def _say(message: str, code: int) -> int:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, then what it was raised from; Ray keeps a worker's exception as `cause`."""
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+
+
+def _is_remote(error: BaseException) -> bool:
+    """Ray dresses a worker's UserError as one whose text is the worker's whole traceback."""
+    return isinstance(getattr(error, "cause", None), BaseException)
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Libraries in C++ and SQL report a full disk in words only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "database or disk is full" in str(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Finds runs and policies by the names that users give them.
+
+Always true here: nothing is created, and a name that leads nowhere is one line that says what would.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from actors.errors import UserError
+from tune_configs.conversion import nearest
+
+CONFIG = "config.yaml"
+WEIGHTS_FILE = "policy.safetensors"
+
+
+def find_run(name: str, runs_dir: Path) -> Path:
+    """The folder of a run, by its name or its path. Raises UserError if it is none."""
+    for folder in (runs_dir / name, Path(name)):
+        if (folder / CONFIG).is_file():
+            return folder
+    known = [run.name for run in runs(runs_dir)]
+    listed = (
+        f"give one of {', '.join(known)}" if known else "there is none yet; `addiffusion train` makes one"
+    )
+    raise UserError(f"run '{name}': not found in {runs_dir}; {listed}{nearest(name, known)}")
+
+
+def newest_policy(runs_dir: Path) -> Path:
+    """The policy of the run that was trained last. Raises UserError if there is none."""
+    policies = [run / "policy" for run in trained_runs(runs_dir)]
+    if not policies:
+        raise UserError(f"no trained policy in {runs_dir}; run `addiffusion train`, or name one with --model")
+    return max(policies, key=lambda policy: (policy / WEIGHTS_FILE).stat().st_mtime)
+
+
+def runs(runs_dir: Path) -> list[Path]:
+    """All runs of a folder, by name."""
+    return sorted(file.parent for file in runs_dir.glob(f"*/{CONFIG}"))
+
+
+def trained_runs(runs_dir: Path) -> list[Path]:
+    """The runs that have a policy already."""
+    return [run for run in runs(runs_dir) if (run / "policy" / WEIGHTS_FILE).is_file()]
+
+
+def free_name(name: str, runs_dir: Path) -> str:
+    """`name`, or with the first number that makes it new: run, run-2, run-3."""
+    taken = {run.name for run in runs(runs_dir)}
+    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return next(candidate for candidate in (name, *numbered) if candidate not in taken)
+
+
+def find_policy(name: str, runs_dir: Path) -> Path:
+    """The folder of a policy, from a run, from a policy's own folder, or from the registry (name@alias).
+
+    Raises UserError if there is none by that name.
+    """
+    for folder in (runs_dir / name / "policy", Path(name) / "policy", Path(name)):
+        if (folder / WEIGHTS_FILE).is_file():
+            return folder
+    if "@" not in name and "/" not in name:
+        known = [run.name for run in trained_runs(runs_dir)]
+        listed = f"the runs {', '.join(known)}, " if known else ""
+        raise UserError(
+            f"model '{name}': not found; give {listed}a policy's folder, or a registered model as name@alias"
+            f"{nearest(name, known)}"
+        )
+    from learner import registry
+
+    return registry.fetch(name, uri=registry.tracking_uri(runs_dir))

@@ -1,0 +1,122 @@
+"""What an engineer would use instead of a policy: fixed schedules, and the best of a few of them.
+
+Always true here: a baseline runs through the same engine as the policy, as a Decider and an EngineConfig,
+so its NFE, looks and images come about in exactly the same way. It knows no prompt and is never tuned on
+one. An `oracle-` baseline chooses by the metric it is judged with: a bound, which no one could deploy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.contracts import Decider
+from actors.engine import EngineConfig
+from actors.errors import UserError
+
+if TYPE_CHECKING:
+    from actors.engine import Episode
+
+DEFAULT_BASELINES = (
+    *(f"ddim-{steps}" for steps in (10, 20, 30, 50)),
+    *(f"dpmpp-{steps}" for steps in (5, 7, 10, 15, 20, 30)),
+    *(f"best-of-{attempts}@10" for attempts in (2, 3, 4)),
+    *(f"best-of-{attempts}@7" for attempts in (2, 3)),
+)
+ACCEPTED = "ddim-N, dpmpp-N, best-of-K@N or oracle-best-of-K@N with N from 2 to 1000 and K from 2 to 100"
+
+_FIXED = re.compile(r"(ddim|dpmpp)-(\d{1,4})")
+_BEST_OF = re.compile(r"(oracle-)?best-of-(\d{1,3})@(\d{1,4})")
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """One fixed way to make an image: a solver, its steps, and how many attempts it chooses from."""
+
+    name: str
+    solver: Literal["ddim", "dpmpp"]
+    num_steps: int
+    attempts: int = 1
+    oracle: bool = False
+
+    def engine_config(self, policy: EngineConfig) -> EngineConfig:
+        """The engine it runs on, with the policy's guidance and, where it looks, the policy's price of that.
+
+        What an option cannot change is left at its default, so that a change of it reuses the rows.
+        """
+        return EngineConfig(
+            solver=self.solver,
+            num_steps=self.num_steps,
+            guidance_scale=policy.guidance_scale,
+            flow_shift=policy.flow_shift,
+            warmup_steps=1,
+            actions=("continue", "stop") if self.attempts == 1 else ("continue", "stop", "look", "restart"),
+            max_nfe=self.attempts * self.num_steps,
+            max_attempts=self.attempts,
+            look_price=policy.look_price if self.attempts > 1 else 0.0,
+            max_decisions=self.attempts * (self.num_steps + 2),
+        )
+
+    def decider(self, action_names: Sequence[str]) -> Decider:
+        """Its fixed rule, in terms of an engine's action indices."""
+        return ContinueDecider(action_names) if self.attempts == 1 else BestOfDecider(action_names)
+
+
+class ContinueDecider:
+    """Continues to the end of the schedule, then stops."""
+
+    def __init__(self, action_names: Sequence[str]) -> None:
+        self._preference = [action_names.index(name) for name in ("continue", "stop")]
+
+    def __call__(
+        self, episodes: Sequence[Episode], observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """An action index for each episode."""
+        return _first_legal(mask_BA, self._preference)
+
+
+class BestOfDecider:
+    """Ends every attempt, looks at it, restarts while it may; the engine returns the best it looked at."""
+
+    def __init__(self, action_names: Sequence[str]) -> None:
+        self._preference = [action_names.index(name) for name in ("continue", "look", "restart", "stop")]
+
+    def __call__(
+        self, episodes: Sequence[Episode], observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """An action index for each episode."""
+        return _first_legal(mask_BA, self._preference)
+
+
+def parse_baseline(name: str) -> Baseline:
+    """The baseline of this name; UserError for a name that is none."""
+    if match := _FIXED.fullmatch(name):
+        baseline = Baseline(name, "ddim" if match[1] == "ddim" else "dpmpp", int(match[2]))
+    elif match := _BEST_OF.fullmatch(name):
+        baseline = Baseline(name, "dpmpp", int(match[3]), int(match[2]), oracle=match[1] is not None)
+    else:
+        raise UserError(f"evaluation.baselines={name!r}: accepted are {ACCEPTED}")
+    attempts_allowed = range(2, 101) if "best-of" in name else range(1, 2)
+    if baseline.num_steps not in range(2, 1001) or baseline.attempts not in attempts_allowed:
+        raise UserError(f"evaluation.baselines={name!r}: accepted are {ACCEPTED}")
+    return baseline
+
+
+def config_hash(config: EngineConfig) -> str:
+    """Ten hex digits that differ whenever any engine option differs."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _first_legal(mask_BA: NDArray[np.bool_], preference: Sequence[int]) -> NDArray[np.int64]:
+    """The first action of `preference` that is legal, for each episode."""
+    ordered_BK = mask_BA[:, preference]
+    assert ordered_BK.any(1).all(), "the engine left no action of this baseline legal"
+    choices_B: NDArray[np.int64] = np.asarray(preference, dtype=np.int64)[ordered_BK.argmax(1)]
+    return choices_B

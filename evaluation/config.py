@@ -1,0 +1,69 @@
+"""What an evaluation measures: prompts, seeds, baselines, and how sure it has to be.
+
+Always true here: plain data that can be compared, stored and printed; every value is checked when it is
+made, so that a mistake is one clear line before anything runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.errors import UserError
+from evaluation.baselines import DEFAULT_BASELINES, parse_baseline
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """The options of `addiffusion evaluate`."""
+
+    prompts: str = "shapes"
+    """Where prompts come from: `shapes` or a file, as `actors.prompts.load_prompts` takes it."""
+    split: str = "test"
+    prompts_per_tier: int = 50
+    """At most so many of each tier; a file without tiers counts as one tier."""
+    seeds: int = 3
+    """Images a prompt."""
+    seed: int = 0
+    """Fixes the prompts drawn, every image's noise, and the resamples."""
+    baselines: tuple[str, ...] = DEFAULT_BASELINES
+    resamples: int = 10_000
+    margin: float = 0.01
+    """How much worse than DDIM-50 still counts as not worse (H1)."""
+    nfe_limit: float = 30.0
+    """The mean NFE within which H1 has to hold."""
+    slots: int = 16
+    """Images that share one denoiser call; the batch size at which seconds are measured."""
+    workers: int = 2
+    """Processes with one thread each; 1 runs in this process."""
+    greedy: bool = True
+    """True: the policy's most likely action; False: an action drawn from its distribution."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    """Of the backbone's weights."""
+    scorers: str | None = None
+    """Folder of the reward models; None: those of the embedded world."""
+    strips: int = 6
+    """Images whose decisions the report shows."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("prompts_per_tier", 1),
+            ("seeds", 1),
+            ("seed", 0),
+            ("resamples", 100),
+            ("slots", 1),
+            ("workers", 1),
+            ("strips", 0),
+        ):
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"evaluation.{name}={value}: must be an integer of at least {least}")
+        for name in ("margin", "nfe_limit"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"evaluation.{name}={getattr(self, name)}: must be a number of at least 0")
+        if not self.baselines:
+            raise UserError("evaluation.baselines is empty: name at least one, for instance dpmpp-10")
+        for name in self.baselines:
+            parse_baseline(name)
+        if len(set(self.baselines)) < len(self.baselines):
+            raise UserError(f"evaluation.baselines={','.join(self.baselines)}: one is named twice")

@@ -1,0 +1,155 @@
+"""H1, H2 and H3, decided by fixed rules from the measured images.
+
+Always true here: where a hypothesis can be tested in more than one way, it passes only if it passes in all,
+and the numbers it is reported with are those of the hardest. What cannot be tested is None, never True.
+Bounds (oracle baselines) are nobody's alternative and are compared with nothing.
+
+H1  Quality of 50 steps at a mean of at most 30 NFE: not inferior to DDIM-50 within a margin.
+H2  Better than every fixed baseline at the policy's own mean cost.
+H3  Cost follows the prompt: it rises with the prompt's tier and with its measured difficulty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.front import Point, best_within, cost_to_reach, envelope_weights, upper_envelope
+from evaluation.rows import MethodTable
+from evaluation.statistics import Estimate, Resampling, estimate, non_inferior
+
+Floats = NDArray[np.float64]
+
+ALPHA = 0.05
+H1_REFERENCE = "ddim-50"
+
+
+def equal_quality(
+    policy: MethodTable,
+    baselines: Mapping[str, MethodTable],
+    resampling: Resampling,
+    margin: float,
+    nfe_limit: float,
+) -> dict[str, Any]:
+    """H1, against DDIM-50."""
+    statement = (
+        f"At a mean of at most {nfe_limit:g} NFE, quality is not more than {margin:g} below DDIM-50’s."
+    )
+    if H1_REFERENCE not in baselines:
+        return _untested(statement, f"{H1_REFERENCE} was not run")
+    reference = baselines[H1_REFERENCE]
+    difference = resampling.mean(policy.by_prompt("quality") - reference.by_prompt("quality"))
+    nfe = resampling.mean(policy.by_prompt("nfe"))
+    return {
+        **_numbers(difference),
+        "passed": non_inferior(difference, margin) and nfe.value <= nfe_limit,
+        "statement": statement,
+        "margin": margin,
+        "nfe": nfe.value,
+        "nfe_ci95": nfe.ci95,
+        "nfe_limit": nfe_limit,
+    }
+
+
+def equal_cost(
+    policy: MethodTable, baselines: Mapping[str, MethodTable], resampling: Resampling
+) -> dict[str, Any]:
+    """H2, against the best baseline that costs no more and against the front, without and with looks."""
+    comparisons = [
+        comparison
+        for axis in ("nfe", "cost")
+        for comparison in _at_own_cost(policy, baselines, resampling, axis)
+    ]
+    hardest = min(comparisons, key=lambda comparison: comparison["ci95"][0])
+    return {
+        **{key: hardest[key] for key in ("estimate", "ci95", "p")},
+        "passed": all(one["estimate"] > 0 and one["p"] < ALPHA for one in comparisons),
+        "statement": "At its own mean cost, quality is above every fixed baseline and every mixture of two.",
+        "against": hardest["against"],
+        "axis": hardest["axis"],
+        "comparisons": comparisons,
+        "front_needs": {
+            axis: cost_to_reach(upper_envelope(_points(baselines, axis)), policy.mean("quality"))
+            for axis in ("nfe", "cost")
+        },
+    }
+
+
+def cost_follows_prompt(
+    policy: MethodTable,
+    baselines: Mapping[str, MethodTable],
+    resampling: Resampling,
+    tiers_P: Sequence[str | None],
+) -> dict[str, Any]:
+    """H3: Spearman of a prompt's mean NFE with its tier and with its difficulty for the baselines."""
+    nfe_P = policy.by_prompt("nfe")
+    difficulty_P = -np.mean([table.by_prompt("quality") for table in baselines.values()], axis=0)
+    correlations = {"difficulty": resampling.spearman(nfe_P, difficulty_P)}
+    levels = tier_order(tiers_P)
+    if len(levels) > 1:
+        tier_P = np.array([levels.index(tier) for tier in tiers_P if tier is not None], dtype=np.float64)
+        correlations["tier"] = resampling.spearman(nfe_P, tier_P)
+    hardest = min(correlations, key=lambda name: correlations[name].low)
+    return {
+        **_numbers(correlations[hardest]),
+        "passed": all(correlation.low > 0 for correlation in correlations.values()),
+        "statement": "NFE rises with the prompt's tier and with its difficulty (rank correlation above 0).",
+        "against": hardest,
+        "correlations": {name: _numbers(correlation) for name, correlation in correlations.items()},
+    }
+
+
+def tier_order(tiers_P: Sequence[str | None]) -> list[str]:
+    """Tiers from simple to complex: by name, as prompts files and `shapes` number them; [] without tiers."""
+    if any(tier is None for tier in tiers_P):
+        return []
+    return sorted({tier for tier in tiers_P if tier is not None})
+
+
+def _at_own_cost(
+    policy: MethodTable, baselines: Mapping[str, MethodTable], resampling: Resampling, axis: str
+) -> list[dict[str, Any]]:
+    """The policy's advantage over the best single baseline and over the front, at its own mean cost.
+
+    Which baselines are compared with is read off all the data, once. That flatters them (the best of many
+    measured means is too high), and leaves an ordinary paired difference. The policy's cost, and with it the
+    place on the front, is resampled together with the qualities.
+    """
+    points = _points(baselines, axis)
+    vertices = upper_envelope(points)
+    within = best_within(points, policy.mean(axis))
+    compared = [within.name, *(vertex.name for vertex in vertices)]
+    columns = [policy.by_prompt("quality"), policy.by_prompt(axis)]
+    columns += [baselines[name].by_prompt("quality") for name in compared]
+    replicates_RK = resampling.means(np.stack(columns, axis=1))
+    quality_R, cost_R, within_R, vertices_RV = *replicates_RK[:, :3].T, replicates_RK[:, 3:]
+    front_R = (envelope_weights(vertices, cost_R) * vertices_RV).sum(1)
+    mixture_V = envelope_weights(vertices, [policy.mean(axis)])[0]
+    front = float(mixture_V @ [vertex.quality for vertex in vertices])
+    mixture = " + ".join(
+        f"{share:.0%} {vertex.name}" if share < 1 else vertex.name
+        for share, vertex in zip(mixture_V, vertices, strict=True)
+        if share > 0
+    )
+    quality = policy.mean("quality")
+    leads = {
+        within.name: estimate(quality - within.quality, quality_R - within_R),
+        mixture: estimate(quality - front, quality_R - front_R),
+    }
+    return [{"axis": axis, "against": name, **_numbers(lead)} for name, lead in leads.items()]
+
+
+def _points(baselines: Mapping[str, MethodTable], axis: str) -> list[Point]:
+    return [Point(name, table.mean(axis), table.mean("quality")) for name, table in baselines.items()]
+
+
+def _numbers(result: Estimate) -> dict[str, Any]:
+    return {"estimate": result.value, "ci95": result.ci95, "p": result.p}
+
+
+def _untested(statement: str, reason: str) -> dict[str, Any]:
+    unknown = dict.fromkeys(("estimate", "ci95", "p", "passed"))
+    return {**unknown, "statement": f"{statement} Not tested: {reason}."}

@@ -1,0 +1,144 @@
+"""Paired bootstrap over prompts: means, differences, rank correlations, and what may be claimed from them.
+
+Always true here: the unit that is resampled is the *prompt*, with all its seeds, because images of one
+prompt are not independent. Rows of every array are prompts in one fixed order, and the same seed draws the
+same resamples whatever is computed on them, so any two results are paired. Prompts are drawn within their
+stratum (tier), because the number of prompts a tier was fixed by design. Nothing here knows about methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+_BLOCK_ENTRIES = 2_000_000
+"""Resamples are drawn in blocks of at most this many counts, so that 30,000 prompts fit in memory too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95% percentile interval and the two-sided p of the value being zero."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def ci95(self) -> list[float]:
+        """The interval as summaries store it."""
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How prompts are drawn: strata_P labels each prompt's stratum, or is empty for a single one."""
+
+    num_prompts: int
+    resamples: int = 10_000
+    seed: int = 0
+    strata_P: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.num_prompts >= 2, "a bootstrap over prompts needs at least two of them"
+        assert not self.strata_P or len(self.strata_P) == self.num_prompts
+
+    def counts(self) -> Iterator[Floats]:
+        """Blocks [r, P] of how often each prompt was drawn; together `resamples` rows. Not to be changed."""
+        rows = max(1, _BLOCK_ENTRIES // self.num_prompts)
+        for start in range(0, self.resamples, rows):
+            yield _draw(self, start, min(rows, self.resamples - start))
+
+    def means(self, values_PK: ArrayLike) -> Floats:
+        """Resampled means [R, K] of K columns that share one row a prompt (average over seeds first)."""
+        values = np.asarray(values_PK, dtype=np.float64)
+        assert values.ndim == 2, "one row a prompt, one column a quantity"
+        assert values.shape[0] == self.num_prompts, "one row a prompt"
+        assert np.isfinite(values).all(), "a missing or non-finite value reached the statistics"
+        return np.concatenate([counts_RP @ values for counts_RP in self.counts()]) / self.num_prompts
+
+    def mean(self, values_P: ArrayLike) -> Estimate:
+        """The mean of one column; for a paired difference, pass the differences."""
+        values = np.asarray(values_P, dtype=np.float64)
+        return estimate(float(values.mean()), self.means(values[:, None])[:, 0])
+
+    def spearman(self, x_P: ArrayLike, y_P: ArrayLike) -> Estimate:
+        """Rank correlation; 0 (and p = 1) if one side is constant, because then nothing follows anything."""
+        x, y = np.asarray(x_P, dtype=np.float64), np.asarray(y_P, dtype=np.float64)
+        assert np.isfinite(x).all()
+        assert np.isfinite(y).all()
+        replicates = [_weighted_spearman(x, y, counts_RP) for counts_RP in self.counts()]
+        return estimate(float(_weighted_spearman(x, y, np.ones((1, len(x))))[0]), np.concatenate(replicates))
+
+
+@lru_cache(maxsize=6)
+def _draw(resampling: Resampling, start: int, rows: int) -> Floats:
+    """One block of counts [r, P], seeded by where it starts; an evaluation asks for it a hundred times."""
+    rng = np.random.default_rng([resampling.seed, start])
+    labels_P = np.asarray(resampling.strata_P or ("",) * resampling.num_prompts)
+    counts_RP = np.empty((rows, resampling.num_prompts))
+    for label in np.unique(labels_P):
+        members = np.flatnonzero(labels_P == label)
+        drawn_RP = rng.integers(0, len(members), (rows, len(members)))
+        drawn_RP += np.arange(rows)[:, None] * len(members)
+        counts = np.bincount(drawn_RP.ravel(), minlength=rows * len(members))
+        counts_RP[:, members] = counts.reshape(rows, len(members))
+    counts_RP.flags.writeable = False
+    return counts_RP
+
+
+def estimate(value: float, replicates_R: Floats, null: float = 0.0) -> Estimate:
+    """Percentile interval and two-sided bootstrap p (Efron and Tibshirani, 1993, chapters 13 and 15).
+
+    p is twice the smaller share of resamples on either side of `null`, itself counted as one resample
+    (Davison and Hinkley, 1997), so it is never zero; p < .05 and "the interval excludes null" agree.
+    """
+    assert np.isfinite(value)
+    assert np.isfinite(replicates_R).all()
+    low, high = np.quantile(replicates_R, (0.025, 0.975))
+    tail = min(int((replicates_R <= null).sum()), int((replicates_R >= null).sum()))
+    p = min(1.0, 2 * (tail + 1) / (len(replicates_R) + 1))
+    return Estimate(float(value), float(low), float(high), p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of Holm's step-down procedure (1979), in the order given."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in adjusted]
+
+
+def non_inferior(difference: Estimate, margin: float) -> bool:
+    """True if the lower bound of (ours - theirs) is at least -margin."""
+    assert margin >= 0
+    return difference.low >= -margin
+
+
+def _weighted_spearman(x_P: Floats, y_P: Floats, counts_RP: Floats) -> Floats:
+    """Spearman's rho of each resample, from counts: ties get the mean of the ranks they occupy."""
+    ranks_x, ranks_y = _weighted_ranks(x_P, counts_RP), _weighted_ranks(y_P, counts_RP)
+    total = counts_RP.sum(1, keepdims=True)
+    centred_x = ranks_x - (counts_RP * ranks_x).sum(1, keepdims=True) / total
+    centred_y = ranks_y - (counts_RP * ranks_y).sum(1, keepdims=True) / total
+    covariance = (counts_RP * centred_x * centred_y).sum(1)
+    variance = (counts_RP * centred_x**2).sum(1) * (counts_RP * centred_y**2).sum(1)
+    constant = variance <= 1e-12
+    return np.where(constant, 0.0, covariance / np.sqrt(np.where(constant, 1.0, variance)))
+
+
+def _weighted_ranks(x_P: Floats, counts_RP: Floats) -> Floats:
+    """Mid-ranks [R, P] each value would have in a sample that holds it counts_RP times."""
+    distinct, group_P = np.unique(x_P, return_inverse=True)
+    occupied_RG = np.zeros((counts_RP.shape[0], len(distinct)))
+    np.add.at(occupied_RG.T, group_P, counts_RP.T)
+    below_RG = np.cumsum(occupied_RG, axis=1) - occupied_RG
+    return (below_RG + (occupied_RG + 1) / 2)[:, group_P]

@@ -1,0 +1,99 @@
+"""The numbers of summary.json, from tables of images.
+
+Always true here: pure; the same tables give the same summary, bit for bit. Means are over prompts of means
+over seeds. `baselines` holds bounds too, marked `bound`, and neither hypotheses nor differences use those.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.config import EvaluationConfig
+from evaluation.hypotheses import cost_follows_prompt, equal_cost, equal_quality, tier_order
+from evaluation.rows import ImageRow, MethodTable
+from evaluation.statistics import Resampling, holm
+
+SUMMARY_FILE = Path("summary.json")
+
+SUMMARY_KEYS = (
+    "policy",
+    "baselines",
+    "hypotheses",
+    "actions",
+    "seed",
+    "config",
+    "model_version",
+    "seconds_total",
+)
+
+
+def compare(
+    policy: MethodTable,
+    baselines: Mapping[str, MethodTable],
+    bounds: Mapping[str, MethodTable],
+    tiers_P: Sequence[str | None],
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    """The keys policy, baselines and hypotheses of a summary."""
+    assert baselines, "nothing to compare the policy with"
+    strata = tuple(tier or "" for tier in tiers_P)
+    resampling = Resampling(len(tiers_P), config.resamples, config.seed, strata)
+    numbers = {
+        name: {**_method(table, tiers_P, resampling), "bound": name in bounds}
+        for name, table in {**baselines, **bounds}.items()
+    }
+    differences = {
+        name: resampling.mean(policy.by_prompt("quality") - table.by_prompt("quality"))
+        for name, table in baselines.items()
+    }
+    adjusted = holm([difference.p for difference in differences.values()])
+    for (name, difference), p_holm in zip(differences.items(), adjusted, strict=True):
+        numbers[name]["difference"] = {
+            "estimate": difference.value, "ci95": difference.ci95, "p": difference.p, "p_holm": p_holm
+        }  # fmt: skip
+    return {
+        "policy": {**_method(policy, tiers_P, resampling), "nfe_sd": float(policy.nfe_PS.std())},
+        "baselines": numbers,
+        "hypotheses": {
+            "H1": equal_quality(policy, baselines, resampling, config.margin, config.nfe_limit),
+            "H2": equal_cost(policy, baselines, resampling),
+            "H3": cost_follows_prompt(policy, baselines, resampling, tiers_P),
+        },
+    }
+
+
+def action_shares(rows: Iterable[ImageRow], action_names: Sequence[str]) -> dict[str, float]:
+    """Each action's share of all decisions; every action the policy could take is listed."""
+    counts = Counter(action for row in rows for action in row.actions)
+    total = counts.total()
+    return {name: counts[name] / total if total else 0.0 for name in action_names}
+
+
+def _method(table: MethodTable, tiers_P: Sequence[str | None], resampling: Resampling) -> dict[str, Any]:
+    quality = resampling.mean(table.by_prompt("quality"))
+    return {
+        "quality": quality.value,
+        "ci95": quality.ci95,
+        **{name: table.mean(name) for name in ("nfe", "network_evals", "looks", "cost", "seconds")},
+        "per_tier": {tier: _tier(table, tiers_P, tier, resampling) for tier in tier_order(tiers_P)},
+    }
+
+
+def _tier(
+    table: MethodTable, tiers_P: Sequence[str | None], tier: str, resampling: Resampling
+) -> dict[str, Any]:
+    inside_P = np.array([each == tier for each in tiers_P])
+    quality_P = table.by_prompt("quality")[inside_P]
+    within = Resampling(len(quality_P), resampling.resamples, resampling.seed) if len(quality_P) > 1 else None
+    return {
+        "quality": float(quality_P.mean()),
+        "ci95": within.mean(quality_P).ci95 if within else None,
+        "nfe": float(table.by_prompt("nfe")[inside_P].mean()),
+        "cost": float(table.by_prompt("cost")[inside_P].mean()),
+        "prompts": int(inside_P.sum()),
+    }

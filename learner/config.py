@@ -1,0 +1,253 @@
+"""Every option of a training run, typed: the one object that `train` takes.
+
+Nothing here reads a file: `tune_configs/` fills these classes from YAML, tests fill them in Python.
+`RunConfig.validate` finds every impossible value before anything starts and says it in one line that
+names the option, the value and what is accepted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.engine import EngineConfig
+from actors.errors import UserError
+from actors.observations import ObservationConfig
+from rewards_service.arithmetic import RewardConfig
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The frozen text-to-image model.
+
+    name: "shapes" (the embedded world), a hub id or a folder in diffusers' format; dtype: weights'
+    type; device: torch device of the env runners that hold it; scorers: folder of the reward models,
+    None for those that come with the embedded world.
+    """
+
+    name: str = "shapes"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    scorers: str | None = None
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """Proximal policy optimisation (Schulman et al., 2017) as RLlib runs it.
+
+    The discount is `reward.gamma_d`, one number for shaping and for the returns.
+
+    iterations: updates of the whole run; episodes_per_iteration: finished episodes in each;
+    time_limit_s: stop earlier after so many seconds of iterations (None: never); lr: Adam's step size;
+    lambda_: GAE's lambda; clip_param: PPO's clip; value_coeff: weight of the value loss;
+    value_clip: bound of one squared value error; entropy_start, entropy_end: entropy bonus, linear from
+    the first to the second over the first `entropy_decay` of the run; grad_clip: bound of the gradient's
+    global norm; num_epochs: passes over each iteration's decisions; minibatch_size: decisions in one
+    gradient step; hidden: widths of policy and value network.
+    """
+
+    iterations: int = 60
+    episodes_per_iteration: int = 64
+    time_limit_s: float | None = None
+    lr: float = 3e-4
+    lambda_: float = 0.95
+    clip_param: float = 0.2
+    value_coeff: float = 0.5
+    value_clip: float = 10.0
+    entropy_start: float = 0.02
+    entropy_end: float = 0.003
+    entropy_decay: float = 1.0
+    grad_clip: float = 0.5
+    num_epochs: int = 6
+    minibatch_size: int = 512
+    hidden: tuple[int, ...] = (512, 256)
+
+
+#: `tuned` suits ten minutes on two cores; `seed` holds the numbers of the original formulation
+#: (with its second version's entropy: 0.05 for a quarter of the run, then 0.01).
+PPO_PROFILES: dict[str, PPOSettings] = {
+    "tuned": PPOSettings(),
+    "seed": PPOSettings(
+        iterations=2000,
+        episodes_per_iteration=64,
+        lr=3e-4,
+        lambda_=0.95,
+        clip_param=0.2,
+        value_coeff=0.5,
+        entropy_start=0.05,
+        entropy_end=0.01,
+        entropy_decay=0.25,
+        grad_clip=0.5,
+        num_epochs=4,
+        minibatch_size=64,
+        hidden=(512, 256),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What is trained on: `limit` prompts, each with `seeds` initial noises; the same pairs every pass.
+
+    source: "shapes", a .txt file (a prompt a line) or a .jsonl file; split: which captions of the
+    embedded world; seed: which captions, and in which order the pairs come.
+    """
+
+    source: str = "shapes"
+    split: str = "train"
+    limit: int | None = 256
+    seeds: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ResourcesConfig:
+    """How many processes, and what each may use.
+
+    num_env_runners: actors that denoise (each holds the backbone), 0 denoises in the driver; slots:
+    episodes one of them carries at a time; groups: parts of the slots, one is scored while another
+    denoises; cpus_per_env_runner, gpus_per_env_runner, reward_replicas, cpus_per_reward_replica,
+    gpus_per_reward_replica: what Ray reserves; address: a running cluster ("auto" finds it), None starts
+    a local one; num_cpus: CPUs of a local one (None: all); torch_threads: in every process.
+    """
+
+    num_env_runners: int = 2
+    slots: int = 32
+    groups: int = 2
+    cpus_per_env_runner: float = 0.5
+    gpus_per_env_runner: float = 0.0
+    reward_replicas: int = 1
+    cpus_per_reward_replica: float = 0.5
+    gpus_per_reward_replica: float = 0.0
+    address: str | None = None
+    num_cpus: int | None = None
+    torch_threads: int = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """every: iterations between two full checkpoints; keep: how many of them stay;
+    trajectories: write every training episode to Parquet.
+    """
+
+    every: int = 10
+    keep: int = 2
+    trajectories: bool = True
+
+
+@dataclass(frozen=True)
+class RegistryConfig:
+    """Where the trained policy is registered.
+
+    enabled: False trains without MLflow; tracking_uri: None is a sqlite file in `runs_dir`;
+    experiment: MLflow's experiment; alias: set on the new version.
+    """
+
+    enabled: bool = True
+    tracking_uri: str | None = None
+    experiment: str = "addiffusion"
+    alias: str = "candidate"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run; its results are in `runs_dir`/`name`."""
+
+    name: str = "run"
+    seed: int = 0
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    observation: ObservationConfig = field(default_factory=ObservationConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    runs_dir: str = "runs"
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this run."""
+        return Path(self.runs_dir) / self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, lists and scalars, as YAML and JSON take them."""
+        plain = _plain(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    def validate(self) -> None:
+        """Raise UserError for the first value that cannot work."""
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise UserError(f"name={self.name!r}: give a folder name without '/' or a leading '.'")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: give an integer >= 0")
+        ppo, resources = self.ppo, self.resources
+        for option, value in {
+            "ppo.iterations": ppo.iterations,
+            "ppo.episodes_per_iteration": ppo.episodes_per_iteration,
+            "ppo.num_epochs": ppo.num_epochs,
+            "ppo.minibatch_size": ppo.minibatch_size,
+            "prompts.seeds": self.prompts.seeds,
+            "resources.slots": resources.slots,
+            "resources.groups": resources.groups,
+            "resources.reward_replicas": resources.reward_replicas,
+            "resources.torch_threads": resources.torch_threads,
+            "checkpoints.every": self.checkpoints.every,
+            "checkpoints.keep": self.checkpoints.keep,
+        }.items():
+            _at_least_one(option, value)
+        if self.prompts.limit is not None:
+            _at_least_one("prompts.limit", self.prompts.limit)
+        if ppo.time_limit_s is not None:
+            _inside("ppo.time_limit_s", ppo.time_limit_s, 0.0, math.inf)
+        _inside("ppo.lr", ppo.lr, 0.0, 1.0)
+        _inside("ppo.clip_param", ppo.clip_param, 0.0, 1.0)
+        _inside("ppo.grad_clip", ppo.grad_clip, 0.0, math.inf)
+        _inside("ppo.value_clip", ppo.value_clip, 0.0, math.inf)
+        _within("ppo.lambda_", ppo.lambda_, 0.0, 1.0)
+        _within("ppo.value_coeff", ppo.value_coeff, 0.0, 100.0)
+        _within("ppo.entropy_start", ppo.entropy_start, 0.0, 1.0)
+        _within("ppo.entropy_end", ppo.entropy_end, 0.0, 1.0)
+        _within("ppo.entropy_decay", ppo.entropy_decay, 0.0, 1.0)
+        if resources.num_env_runners < 0:
+            raise UserError(f"resources.num_env_runners={resources.num_env_runners}: give an integer >= 0")
+        if not ppo.hidden or any(width < 1 for width in ppo.hidden):
+            raise UserError(f"ppo.hidden={list(ppo.hidden)}: give one or more widths >= 1")
+        if ppo.episodes_per_iteration < resources.num_env_runners:
+            raise UserError(
+                f"ppo.episodes_per_iteration={ppo.episodes_per_iteration}: give at least one episode "
+                f"for each of the {resources.num_env_runners} env runners"
+            )
+        if resources.groups > resources.slots:
+            raise UserError(
+                f"resources.groups={resources.groups}: give at most resources.slots={resources.slots}"
+            )
+        if not self.registry.alias:
+            raise UserError("registry.alias='': give a name such as candidate")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _at_least_one(option: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{option}={value}: give an integer >= 1")
+
+
+def _inside(option: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise UserError(f"{option}={value}: give a number above {low:g} and below {high:g}")
+
+
+def _within(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{option}={value}: give a number from {low:g} to {high:g}")

@@ -1,0 +1,100 @@
+"""RLlib's PPO as we run it: one `PPOConfig` made of one `RunConfig`.
+
+Always true here: samples are complete episodes and none is ever dropped for being late; an iteration is
+one round of sampling, however short the episodes have become; a dead env runner is replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import gymnasium
+import numpy as np
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from actors.env_runner import DiffusionEnvRunner, RunnerSettings
+from learner.config import RunConfig
+from learner.module import PolicyModule
+
+
+class OneRoundPPOConfig(PPOConfig):
+    """PPO whose iteration is one `sample` call on every env runner.
+
+    RLlib samples again until a number of *steps* is reached; ours are episodes of unknown length, whose
+    number (`ppo.episodes_per_iteration`) the env runners know.
+    """
+
+    @property
+    def total_train_batch_size(self) -> int:
+        """The number of steps after which RLlib stops sampling."""
+        return 1
+
+
+def ppo_config(config: RunConfig, settings: RunnerSettings) -> PPOConfig:
+    """RLlib's configuration of a run whose env runners are made from `settings`."""
+    ppo, resources, observer = config.ppo, config.resources, settings.observer
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (observer.dim,), np.float32)
+    module = RLModuleSpec(
+        module_class=PolicyModule,
+        model_config={
+            "observation": asdict(observer.config),
+            "sizes": asdict(observer.sizes),
+            "num_actions": observer.num_actions,
+            "hidden": list(ppo.hidden),
+        },
+    )
+    return (
+        OneRoundPPOConfig()
+        .environment(
+            observation_space=observation_space,
+            action_space=gymnasium.spaces.Discrete(observer.num_actions),
+            env_config={"settings": settings},
+        )
+        .env_runners(
+            env_runner_cls=DiffusionEnvRunner,
+            num_env_runners=resources.num_env_runners,
+            num_envs_per_env_runner=resources.slots,
+            num_cpus_per_env_runner=resources.cpus_per_env_runner,
+            num_gpus_per_env_runner=resources.gpus_per_env_runner,
+            batch_mode="complete_episodes",
+            sample_timeout_s=None,
+        )
+        .learners(num_learners=0)
+        .rl_module(rl_module_spec=module)
+        .fault_tolerance(
+            restart_failed_env_runners=True,
+            max_num_env_runner_restarts=100,
+            delay_between_env_runner_restarts_s=1.0,
+        )
+        .training(
+            train_batch_size_per_learner=ppo.minibatch_size,
+            minibatch_size=ppo.minibatch_size,
+            num_epochs=ppo.num_epochs,
+            lr=ppo.lr,
+            gamma=config.reward.gamma_d,
+            lambda_=ppo.lambda_,
+            clip_param=ppo.clip_param,
+            vf_loss_coeff=ppo.value_coeff,
+            vf_clip_param=ppo.value_clip,
+            entropy_coeff=entropy_schedule(config),
+            grad_clip=ppo.grad_clip,
+            grad_clip_by="global_norm",
+            use_kl_loss=False,
+        )
+        .framework(torch_skip_nan_gradients=True)
+        .debugging(seed=config.seed, log_level="ERROR")
+        .reporting(min_time_s_per_iteration=0, metrics_num_episodes_for_smoothing=ppo.episodes_per_iteration)
+    )
+
+
+def entropy_schedule(config: RunConfig) -> list[tuple[int, float]]:
+    """RLlib's schedule over sampled decisions.
+
+    The run's number of decisions is not known beforehand: an episode is taken to hold as many as the
+    reference schedule leaves after the warm-up.
+    """
+    ppo, engine = config.ppo, config.engine
+    decisions = ppo.iterations * ppo.episodes_per_iteration * max(engine.num_steps - engine.warmup_steps, 1)
+    end = max(int(ppo.entropy_decay * decisions), 1)
+    return [(0, ppo.entropy_start), (end, ppo.entropy_end)]

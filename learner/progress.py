@@ -1,0 +1,149 @@
+"""What a run says while it goes on: one row an iteration, in a file and as a live line.
+
+Always true here: a row's means are over all episodes of the iteration, whichever runner gathered them;
+`progress.jsonl` holds each iteration once, also after a resume.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from actors.env_runner import METRICS
+
+_LEARNER = {
+    "policy_loss": "policy_loss",
+    "vf_loss": "value_loss",
+    "vf_explained_var": "explained_variance",
+    "gradients_default_optimizer_global_norm": "gradient_norm",
+}
+
+
+def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float) -> dict[str, Any]:
+    """One iteration's statistics from RLlib's results; `seconds` is its wall time.
+
+    `episodes` is 0, and no mean is there, when no sample came back.
+    """
+    sums = {
+        name: float(value) for name, value in results.get(ENV_RUNNER_RESULTS, {}).get(METRICS, {}).items()
+    }
+    row: dict[str, Any] = {
+        "iteration": iteration,
+        "seconds": seconds,
+        "episodes": int(sums.get("episodes", 0)),
+    }
+    if row["episodes"] == 0:
+        return row
+    episodes, decisions = sums["episodes"], sums["decisions"]
+    learner = results[LEARNER_RESULTS][DEFAULT_MODULE_ID]
+    nfe = sums["nfe"] / episodes
+    row |= {
+        "decisions": int(decisions),
+        "return": sums["return"] / episodes,
+        "quality": sums["quality"] / episodes,
+        "quality_over_reference": sums["quality_over_reference"] / episodes,
+        "nfe": nfe,
+        "nfe_std": math.sqrt(max(sums["nfe_squared"] / episodes - nfe**2, 0.0)),
+        "cost": sums["cost"] / episodes,
+        "scores": _part(sums, "score/", episodes),
+        "actions": _part(sums, "action/", decisions),
+        "entropy": sums["entropy"] / decisions,
+        "denoiser_utilisation": sums["denoising_s"] / sums["seconds"],
+        "waiting_share": sums["waiting_s"] / sums["seconds"],
+        "previews": int(sums["previews"]),
+        "policy_lag": float(learner["weights_seq_no"]) - 1.0 - sums["weights_seq_no"] / episodes,
+        "episodes_per_s": episodes / seconds,
+    }
+    return row | {ours: float(learner[theirs]) for theirs, ours in _LEARNER.items() if theirs in learner}
+
+
+def _part(sums: Mapping[str, float], prefix: str, count: float) -> dict[str, float]:
+    return {
+        name.removeprefix(prefix): value / count for name, value in sums.items() if name.startswith(prefix)
+    }
+
+
+class ProgressFile:
+    """progress.jsonl of a run; opening it for iteration n drops the rows of n and later."""
+
+    def __init__(self, path: Path, next_iteration: int) -> None:
+        self._path = path
+        rows = [row for row in read_rows(path) if row["iteration"] < next_iteration]
+        aside = path.with_suffix(".part")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(aside, path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row and flush it, so that a dashboard may follow the file."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All complete rows of a progress file (none if there is no file)."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the line under way when a process was killed
+            break
+    return rows
+
+
+class LiveLine:
+    """A callback for `train`: shows the last row of a run on the terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._live = Live(console=console, refresh_per_second=2, transient=False)
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Show a row of `train`."""
+        self._live.update(Text(format_row(row)))
+
+
+def format_row(row: Mapping[str, Any]) -> str:
+    """A row as one readable line."""
+    phase = row.get("phase")
+    if phase == "references":
+        return f"references {row['done']}/{row['total']}"
+    if phase != "training":
+        return str(phase)
+    if not row["episodes"]:
+        return f"iteration {row['iteration']}/{row['iterations']}: no episode came back"
+    shares = " ".join(f"{name} {share:.0%}" for name, share in sorted(row["actions"].items()))
+    return (
+        f"iteration {row['iteration']}/{row['iterations']} · return {row['return']:+.3f} · "
+        f"quality {row['quality']:.3f} ({row['quality_over_reference']:+.3f}) · "
+        f"NFE {row['nfe']:.1f}±{row['nfe_std']:.1f} · {shares} · entropy {row['entropy']:.2f} · "
+        f"denoiser {row['denoiser_utilisation']:.0%} · lag {row['policy_lag']:.1f} · "
+        f"{row['episodes_per_s']:.1f} episodes/s · {clock(row['time_left_s'])} left"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

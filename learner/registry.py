@@ -1,0 +1,165 @@
+"""The MLflow registry: trained policies by name, version and alias.
+
+Always true here: nothing in this file imports Ray; a registered model brings the policy's own folder
+(safetensors and JSON), its signature, an input example, its metrics and the backbone it belongs to.
+A name that is not there, or a damaged entry, is a UserError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.artifacts
+import mlflow.pyfunc
+import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
+
+from actors.errors import UserError
+from actors.policy import WEIGHTS_FILE, PolicyNetwork, load_policy
+
+_MODEL = "policy"
+#: Which of an iteration's numbers are logged: RLlib knows hundreds, nobody reads them.
+METRICS = (
+    "iteration",
+    "return",
+    "quality",
+    "quality_over_reference",
+    "nfe",
+    "nfe_std",
+    "cost",
+    "entropy",
+    "explained_variance",
+    "denoiser_utilisation",
+    "episodes_per_s",
+    "c_nfe",
+)
+
+
+class RegisteredPolicy(mlflow.pyfunc.PythonModel):
+    """The policy as a pyfunc model: float32 rows [policy part | mask] in, action probabilities out."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the network from the artifact folder."""
+        self._network, _ = load_policy(Path(context.artifacts[_MODEL]))
+
+    def predict(
+        self, context: Any, model_input: Any, params: dict[str, Any] | None = None
+    ) -> NDArray[np.float32]:
+        """Action probabilities [B, A] of B observations, an array or what becomes one."""
+        actions = self._network.num_actions
+        rows_BD = torch.as_tensor(np.asarray(model_input, dtype=np.float32))
+        with torch.inference_mode():
+            logits_BA = self._network(rows_BD[:, :-actions], rows_BD[:, -actions:] > 0.5)
+            return torch.softmax(logits_BA, dim=-1).numpy()
+
+
+def tracking_uri(runs_dir: Path) -> str:
+    """The default tracking store: a sqlite file among the runs."""
+    return f"sqlite:///{(runs_dir / 'mlflow.db').absolute()}"
+
+
+def model_name(backbone: str) -> str:
+    """Registered model of a backbone: one name each, without what MLflow forbids in names."""
+    plain = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in Path(backbone).name)
+    return f"addiffusion-{plain}"
+
+
+def filtered(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options worth a column: scalars, by dotted name, without paths and resources."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if name in ("resources", "registry", "checkpoints", "runs_dir"):
+            continue
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": inner for key, inner in filtered(value).items()}
+        elif isinstance(value, list):
+            flat[name] = ",".join(str(item) for item in value)
+        elif value is not None:
+            flat[name] = value
+    return flat
+
+
+def register(
+    policy_dir: Path,
+    *,
+    name: str,
+    uri: str,
+    experiment: str,
+    run_name: str,
+    metrics: Mapping[str, float],
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    alias: str | None,
+) -> str:
+    """Log a policy folder as a new version of `name`; gives the version. The alias moves to it."""
+    network, _ = load_policy(policy_dir)
+    width, actions = network.policy_dim + network.num_actions, network.num_actions
+    example_BD = np.concatenate([np.zeros((1, width - actions)), np.ones((1, actions))], axis=1)
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype(np.float32), (-1, width), "observation")]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, actions), "probabilities")]),
+    )
+    client = MlflowClient(tracking_uri=uri)
+    mlflow.set_tracking_uri(uri)
+    with mlflow.start_run(
+        experiment_id=_experiment(client, uri, experiment), run_name=run_name, tags=dict(tags)
+    ):
+        mlflow.log_params(dict(params))
+        mlflow.log_metrics(dict(metrics))
+        info = mlflow.pyfunc.log_model(
+            name=_MODEL,
+            python_model=RegisteredPolicy(),
+            artifacts={_MODEL: str(policy_dir)},
+            signature=signature,
+            input_example=example_BD.astype(np.float32),
+            registered_model_name=name,
+            pip_requirements=["torch", "safetensors", "numpy", "mlflow"],
+        )
+    version = str(info.registered_model_version)
+    if alias is not None:
+        client.set_registered_model_alias(name, alias, version)
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, version, tag, value)
+    return version
+
+
+def load(name_or_path: str, *, uri: str | None = None) -> tuple[PolicyNetwork, dict[str, Any]]:
+    """A policy and its metadata from a folder, from "name@alias" or from "name/version"."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        for candidate in (folder, folder / "policy"):
+            if (candidate / WEIGHTS_FILE).exists():
+                return load_policy(candidate)
+        raise UserError(f"policy={name_or_path}: holds no policy; give a run's folder or its policy/")
+    if "@" not in name_or_path and "/" not in name_or_path:
+        raise UserError(
+            f"policy={name_or_path}: no such folder; or give a model as name@alias or name/version"
+        )
+    try:
+        if uri is not None:
+            mlflow.set_tracking_uri(uri)
+        local = Path(mlflow.artifacts.download_artifacts(f"models:/{name_or_path}"))
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"policy={name_or_path}: not in the registry {mlflow.get_tracking_uri()} ({reason})"
+        ) from error
+    return load_policy(local / "artifacts" / _MODEL)
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))

@@ -1,0 +1,274 @@
+"""One training run under way: the algorithm, the calibrated reward, the counters, what it saves.
+
+Always true here: the policy's folder holds the newest finite policy, whatever ends the run; every
+iteration starts by telling all env runners its number and the reward, so that a replaced one is up to
+date; price, scales and sigma change only here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from actors.contracts import EpisodeRequest
+from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings
+from actors.ledger import Target
+from actors.policy import PolicyNetwork, save_policy
+from actors.references import Reference, reference_key
+from learner import checkpoints, references, registry, session
+from learner.config import RunConfig
+from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
+from learner.ppo import ppo_config
+from learner.progress import ProgressFile, iteration_row
+from rewards_service.arithmetic import RewardConfig, dual_variable, quality
+
+Progress = Callable[[dict[str, Any]], None]
+#: Requests whose references are scored all the way, for normalisation and score scales.
+_CALIBRATION_REQUESTS = 64
+#: The seeds' second reward compares DDIM-50 with DDIM-20.
+_SHORT = 0.4
+
+
+class Run:
+    """One run under way: the algorithm, the calibrated reward and the counters."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        requests: tuple[EpisodeRequest, ...],
+        world: session.World,
+        report: Progress,
+    ) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.policy_dir = run_dir / "policy"
+        self.requests = requests
+        self.report = report
+        self.iteration = 0
+        self.seconds = 0.0
+        self.reward: RewardConfig = config.reward
+        self.sigma = 1.0
+        self.row: dict[str, Any] = {}
+        self._world = world
+        self.described = session.describe(world, config)
+        resources = config.resources
+        self.settings = RunnerSettings(
+            make_backbone=world.make_backbone,
+            make_client=world.make_client,
+            engine=config.engine,
+            observer=self.described.observer,
+            requests=requests,
+            episodes_per_iteration=config.ppo.episodes_per_iteration,
+            slots=resources.slots,
+            groups=resources.groups,
+            seed=config.seed,
+            torch_threads=resources.torch_threads,
+            trajectories=str((run_dir / "trajectories").absolute())
+            if config.checkpoints.trajectories
+            else None,
+        )
+        self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
+        self.targets: tuple[Target, ...] = ()
+
+    def close(self) -> None:
+        """Stop the env runners."""
+        self.algorithm.stop()
+
+    # -- before the first iteration ------------------------------------------------------------------
+
+    def calibrate(self) -> None:
+        """Run the references; fix the input normalisation, the scores' scales and sigma on them."""
+        config = self.config
+        observed = self._run_references(self.requests[:_CALIBRATION_REQUESTS], config.engine.num_steps, True)
+        statistics = references.normalisation(observed)
+        mean_D, std_D = torch.from_numpy(statistics.mean_D), torch.from_numpy(statistics.std_D)
+        self.algorithm.learner_group.foreach_learner(
+            lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().set_normalisation(mean_D, std_D)
+        )
+        found = self._all_references(observed)
+        prompts = [reference.request.prompt for reference in found]
+        self.reward = replace(self.reward, scales=references.score_scales(found))
+        qualities = np.array([quality(reference.scores, self.reward) for reference in found])
+        self.sigma = references.spread(prompts, qualities)
+        self._begin(found)
+
+    def resume(self, checkpoint: Path, state: checkpoints.RunState) -> None:
+        """Go on where a checkpoint was written."""
+        checkpoints.restore(self.algorithm, checkpoint)
+        self.iteration, self.seconds = state.iteration, state.seconds
+        self.reward = replace(self.reward, scales=state.scales, c_nfe=state.c_nfe)
+        self.sigma = state.sigma
+        self._begin(self._all_references([]))
+
+    def _begin(self, found: Sequence[Reference]) -> None:
+        """Set the targets, and give all env runners the learner's weights."""
+        shorter: list[Reference] | None = None
+        if self.reward.profile == "seed_v2":
+            shorter = self._table(max(round(_SHORT * self.config.engine.num_steps), 1), [])
+        self.targets = tuple(
+            Target(reference.scores, self.sigma, None if shorter is None else shorter[index].scores)
+            for index, reference in enumerate(found)
+        )
+        self.algorithm.env_runner_group.sync_weights(
+            from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
+        )
+
+    def _all_references(self, done: Sequence[Reference]) -> list[Reference]:
+        return self._table(self.config.engine.num_steps, done)
+
+    def _table(self, num_steps: int, done: Sequence[Reference]) -> list[Reference]:
+        """References of all requests on a schedule of `num_steps`, from the run's table or computed now."""
+        path = self.run_dir / "references.parquet"
+        engine = replace(self.config.engine, num_steps=num_steps)
+        identity, scorers = self.described.identity, self._world.scorers
+        keys = [reference_key(request, engine, identity, scorers) for request in self.requests]
+        by_request = dict(zip(self.requests, keys, strict=True))
+        table = references.read_table(path)
+        table |= {by_request[reference.request]: reference for reference in done}
+        left = references.missing(self.requests, keys, table)
+        chunk = self.config.resources.slots * max(self.config.resources.num_env_runners, 1)
+        for start in range(0, len(left), chunk):
+            computed = self._run_references(left[start : start + chunk], num_steps, False)
+            table |= {by_request[reference.request]: reference for reference in computed}
+            total = len(self.requests)
+            self.report(
+                {"phase": "references", "done": total - len(left) + start + len(computed), "total": total}
+            )
+        references.write_table(path, table)
+        return [table[key] for key in keys]
+
+    def _run_references(
+        self, requests: Sequence[EpisodeRequest], num_steps: int, observe: bool
+    ) -> list[Reference]:
+        reward, serial = self.reward, self.config.resources.num_env_runners == 0
+
+        def run_share(runner: DiffusionEnvRunner) -> list[Reference]:
+            part, parts = runner.share
+            return runner.run_references(requests[part::parts], reward, num_steps, observe=observe)
+
+        parts = self.algorithm.env_runner_group.foreach_env_runner(run_share, local_env_runner=serial)
+        done = [reference for part in parts for reference in part]
+        if len(done) < len(requests):
+            raise TrainingFailure("an env runner failed on its references; its own message says why")
+        return done
+
+    # -- the iterations ------------------------------------------------------------------------------
+
+    def iterate(self, stop: StopRequest) -> str:
+        """Iterations until the last one or until something ends the run; gives what ended it."""
+        ppo = self.config.ppo
+        file = ProgressFile(self.run_dir / "progress.jsonl", self.iteration + 1)
+        lost, collapse = LostEpisodes(ppo.episodes_per_iteration), CollapseDetector()
+        price = dual_variable(self.reward)
+        ended = "finished"
+        saved_at = self.iteration
+        while self.iteration < ppo.iterations:
+            if stop.signalled or (ppo.time_limit_s is not None and self.seconds >= ppo.time_limit_s):
+                ended = "interrupted" if stop.signalled else "time limit"
+                break
+            row = self._iterate_once()
+            lost.update(row["episodes"], self.iteration)
+            file.append(row)
+            self.report(row | {"phase": "training"})
+            if row["episodes"] == 0:
+                continue
+            self.row = row
+            if price is not None:
+                observed = "nfe" if self.reward.target_nfe is not None else "quality_over_reference"
+                self.reward = replace(self.reward, c_nfe=price.update(row[observed]))
+            self._save_policy()
+            if self.iteration % self.config.checkpoints.every == 0:
+                self._save_checkpoint()
+                saved_at = self.iteration
+            if collapse.update(row["actions"], row["nfe"], row["nfe_std"]):
+                ended = "collapsed"
+                break
+        if saved_at < self.iteration:
+            self._save_checkpoint()
+        return ended
+
+    def _iterate_once(self) -> dict[str, Any]:
+        orders = Orders(self.iteration, self.reward, self.targets)
+        self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
+        started = time.monotonic()
+        results = self.algorithm.train()
+        spent = time.monotonic() - started
+        self.iteration += 1
+        self.seconds += spent
+        row = iteration_row(results, iteration=self.iteration, seconds=spent)
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        check_finite(numbers, self._policy().state_dict(), self.iteration)
+        left = self.config.ppo.iterations - self.iteration
+        row |= {"iterations": self.config.ppo.iterations, "c_nfe": self.reward.c_nfe}
+        row["time_left_s"] = self._time_left(left)
+        return row
+
+    def _time_left(self, iterations: int) -> float:
+        left = iterations * self.seconds / max(self.iteration, 1)
+        limit = self.config.ppo.time_limit_s
+        return left if limit is None else min(left, max(limit - self.seconds, 0.0))
+
+    # -- what is left behind -------------------------------------------------------------------------
+
+    def _policy(self) -> PolicyNetwork:
+        network: PolicyNetwork = self.algorithm.env_runner.module.policy
+        return network
+
+    def _save_policy(self) -> None:
+        save_policy(self.policy_dir, self._policy(), self.metadata())
+
+    def metadata(self) -> dict[str, Any]:
+        """What must be known to act with the policy: its world, its observation, its actions."""
+        config = self.config.as_dict()
+        return {
+            "backbone": self.described.identity,
+            "backbone_name": self.config.backbone.name,
+            "engine": config["engine"],
+            "observation": config["observation"],
+            "sizes": asdict(self.described.observer.sizes),
+            "actions": list(self.config.engine.actions),
+            "run": self.config.name,
+            "seed": self.config.seed,
+            "iteration": self.iteration,
+        }
+
+    def _save_checkpoint(self) -> None:
+        state = checkpoints.RunState(
+            iteration=self.iteration,
+            c_nfe=self.reward.c_nfe,
+            sigma=self.sigma,
+            scales=dict(self.reward.scales),
+            seconds=self.seconds,
+        )
+        checkpoints.save(
+            self.algorithm, self.run_dir / "checkpoints", state, keep=self.config.checkpoints.keep
+        )
+
+    def register(self, ended: str, seconds: float) -> str | None:
+        """A new version in the registry; a collapsed policy gets no alias."""
+        settings = self.config.registry
+        if not settings.enabled or not self.policy_dir.exists():
+            return None
+        self.report({"phase": "registering"})
+        numbers = {name: value for name, value in self.row.items() if isinstance(value, (int, float))}
+        return registry.register(
+            self.policy_dir,
+            name=registry.model_name(self.config.backbone.name),
+            uri=settings.tracking_uri or registry.tracking_uri(self.run_dir.parent),
+            experiment=settings.experiment,
+            run_name=self.config.name,
+            metrics={name: numbers[name] for name in registry.METRICS if name in numbers}
+            | {"seconds_total": seconds},
+            params=registry.filtered(self.config.as_dict()),
+            tags={"backbone": self.described.identity, "run_dir": str(self.run_dir), "ended": ended},
+            alias=None if ended == "collapsed" else settings.alias,
+        )

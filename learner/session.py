@@ -1,0 +1,143 @@
+"""The processes of a run: Ray itself, the reward actors, and what has to be asked of a worker.
+
+Always true here: what this file starts, it stops; a Ray session that was there before is left running.
+The driver does not load the backbone (unless it denoises itself): a worker with an env runner's
+resources says what it is like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import ray
+import torch
+
+from actors.backbones import load_backbone
+from actors.contracts import Backbone
+from actors.engine import Engine, EngineConfig
+from actors.errors import UserError
+from actors.observations import ObservationConfig, ObservationSizes, Observer
+from learner.config import BackboneConfig, ResourcesConfig, RunConfig
+from rewards_service import actor as reward_actor
+from rewards_service.client import ActorClient
+from rewards_service.contracts import RewardClient
+from rewards_service.world import load_scorers
+from shapes import weights
+
+#: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
+_OBJECT_STORE_BYTES = 512 * 2**20
+#: What a local Ray and its workers inherit: nothing is reported, libraries' deprecations are not ours.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore::FutureWarning"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the driver must know of a backbone it does not load."""
+
+    identity: str
+    observer: Observer
+
+
+@dataclass(frozen=True)
+class World:
+    """How a run makes its backbone and reaches its rewards, in whatever process it is needed."""
+
+    make_backbone: Callable[[], Backbone]
+    make_client: Callable[[], RewardClient]
+    scorers: str
+    """Names the reward models: references scored by others are not reused."""
+
+
+@contextlib.contextmanager
+def ray_session(resources: ResourcesConfig) -> Iterator[None]:
+    """Connect to Ray, starting a local one if no address is given; stop it if it was started here."""
+    if ray.is_initialized():
+        yield
+        return
+    local = resources.address is None
+    needed = resources.num_env_runners * resources.cpus_per_env_runner
+    needed += resources.reward_replicas * resources.cpus_per_reward_replica
+    cpus = resources.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
+    options = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES} if local else {}
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    ray.init(
+        address="local" if local else resources.address,
+        include_dashboard=False if local else None,
+        logging_level=logging.ERROR,
+        **options,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def world(config: RunConfig) -> Iterator[World]:
+    """The configured backbone and a pool of reward actors, which ends with the context."""
+    folder = Path(config.backbone.scorers) if config.backbone.scorers else Path(weights.PATH)
+    resources, name = config.resources, f"rewards-{uuid.uuid4().hex[:8]}"
+    pool = reward_actor.start(
+        functools.partial(load_scorers, folder),
+        name=name,
+        replicas=resources.reward_replicas,
+        num_cpus=resources.cpus_per_reward_replica,
+        num_gpus=resources.gpus_per_reward_replica,
+        torch_threads=resources.torch_threads,
+    )
+    names = reward_actor.replica_names(name, resources.reward_replicas)
+    try:
+        yield World(
+            make_backbone=functools.partial(_make_backbone, config.backbone),
+            make_client=functools.partial(ActorClient, names),
+            scorers=folder.name,
+        )
+    finally:
+        for handle in pool:
+            ray.kill(handle)
+
+
+def describe(world: World, config: RunConfig) -> Description:
+    """Load the backbone once in a worker; gives its identity and the observer it leads to."""
+    resources = config.resources
+    if resources.num_env_runners == 0:
+        return _describe(world, config.engine, config.observation, resources.torch_threads)
+    reserve = ray.remote(num_cpus=resources.cpus_per_env_runner, num_gpus=resources.gpus_per_env_runner)
+    ask = reserve(_describe)
+    try:
+        described: Description = ray.get(
+            ask.remote(world, config.engine, config.observation, resources.torch_threads)
+        )
+        return described
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def _describe(
+    world: World, engine_config: EngineConfig, observation: ObservationConfig, torch_threads: int
+) -> Description:
+    torch.set_num_threads(torch_threads)
+    engine = Engine(world.make_backbone(), engine_config)
+    sizes = ObservationSizes(engine.backbone.feature_dim, engine.backbone.text_dim)
+    if observation.policy == "seed":
+        image = np.zeros((1, 64, 64, 3), np.uint8)
+        embedding = world.make_client().score(image, [""], ["clip_image"])["clip_image"]
+        sizes = replace(sizes, embedding_dim=embedding.shape[1])
+    return Description(engine.backbone.identity, Observer(observation, sizes, engine.num_actions))
+
+
+def _make_backbone(config: BackboneConfig) -> Backbone:
+    return load_backbone(config.name, dtype=config.dtype, device=config.device)

@@ -1,0 +1,101 @@
+"""The training entry: from a config to a policy that is saved, registered and ready to use.
+
+Always true here: one seed gives one result, however the episodes were spread over runners, groups and
+slots; a resumed run goes on with the counters, the optimiser, the random numbers and the price of
+compute it had; nothing is started before the config has been found possible.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from actors.contracts import EpisodeRequest
+from actors.errors import UserError
+from actors.prompts import load_prompts
+from learner import checkpoints, session
+from learner.config import RunConfig
+from learner.guards import StopRequest
+from learner.run import Progress, Run
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind. `ended`: "finished", "time limit", "interrupted" or "collapsed"."""
+
+    run_dir: Path
+    policy_dir: Path
+    model_version: str | None
+    iterations: int
+    seconds: float
+    ended: str
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: Path | None = None,
+    progress: Progress | None = None,
+    world: Callable[[RunConfig], AbstractContextManager[session.World]] = session.world,
+) -> TrainResult:
+    """Train a policy; `resume` is the folder of an earlier run to go on with, under its own config.
+
+    `progress` gets a dict at every step of the way, "phase" says which: starting, references (done,
+    total), training (a row of progress.jsonl), registering. `world` opens backbone and rewards.
+    Raises UserError for what the user can mend, TrainingFailure when training cannot go on.
+    """
+    started = time.monotonic()
+    config.validate()
+    run_dir = config.run_dir if resume is None else resume
+    checkpoint = None if resume is None else checkpoints.newest(run_dir)
+    state = None if checkpoint is None else checkpoints.read_state(checkpoint)
+    if resume is None and (run_dir / "progress.jsonl").exists():
+        raise UserError(f"name={config.name}: {run_dir} holds a run already; resume it or give another name")
+    requests = training_requests(config)
+    _prepare(run_dir, config)
+    report = progress or (lambda row: None)
+    report({"phase": "starting"})
+    torch.set_num_threads(config.resources.torch_threads)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        stack.enter_context(session.ray_session(config.resources))
+        run = Run(config, run_dir, requests, stack.enter_context(world(config)), report)
+        stack.callback(run.close)
+        if checkpoint is not None and state is not None:
+            run.resume(checkpoint, state)
+        else:
+            run.calibrate()
+        ended = run.iterate(stop)
+        version = run.register(ended, time.monotonic() - started)
+    return TrainResult(run_dir, run.policy_dir, version, run.iteration, time.monotonic() - started, ended)
+
+
+def training_requests(config: RunConfig) -> tuple[EpisodeRequest, ...]:
+    """The fixed set that is trained on: every prompt with every seed."""
+    options = config.prompts
+    prompts = load_prompts(options.source, split=options.split, limit=options.limit, seed=options.seed)
+    generator = np.random.default_rng([options.seed, 1])
+    seeds = generator.integers(0, 2**31, size=(len(prompts), options.seeds))
+    return tuple(
+        EpisodeRequest(prompt.text, int(seed), prompt.tier)
+        for prompt, row in zip(prompts, seeds, strict=True)
+        for seed in row
+    )
+
+
+def _prepare(run_dir: Path, config: RunConfig) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        aside = run_dir / "config.yaml.part"
+        aside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+        os.replace(aside, run_dir / "config.yaml")
+    except OSError as error:
+        raise UserError(f"runs_dir={config.runs_dir}: cannot write there ({error.strerror})") from error

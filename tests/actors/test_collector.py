@@ -1,0 +1,243 @@
+"""Gathering episodes: rewards by hand, grouping without influence, what is scored and when."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from actors.collector import Collector, Policy, TrainingRequest, Trajectory
+from actors.contracts import EpisodeRequest, Images
+from actors.engine import Engine, EngineConfig
+from actors.ledger import Target
+from actors.observations import ObservationConfig, ObservationSizes, Observer
+from rewards_service.arithmetic import RewardConfig
+from rewards_service.contracts import Scores
+from rewards_service.local import Answered, LocalClient
+from tests.learner.toy import ToyBackbone, ToyScorer
+
+CONFIG = EngineConfig(
+    solver="ddim",
+    num_steps=5,
+    warmup_steps=1,
+    actions=("continue", "stop", "look", "restart"),
+    max_nfe=12,
+    max_attempts=4,
+    look_price=0.25,
+)
+NAMES = CONFIG.actions
+
+
+class CountingClient(LocalClient):
+    """Remembers how many images each call held, and what of them was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__([ToyScorer()])
+        self.calls: list[int] = []
+
+    def submit(
+        self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None
+    ) -> Answered:
+        self.calls.append(len(images))
+        return super().submit(images, prompts, outputs)
+
+
+def collector(
+    *, slots: int = 4, groups: int = 1, policy: str = "latent", client: LocalClient | None = None
+) -> Collector:
+    engine = Engine(ToyBackbone(), CONFIG)
+    sizes = ObservationSizes(feature_dim=2, text_dim=3, embedding_dim=2)
+    observer = Observer(ObservationConfig(policy=policy), sizes, engine.num_actions)  # type: ignore[arg-type]
+    return Collector(engine, observer, client or CountingClient(), slots=slots, groups=groups)
+
+
+def scripted(*actions: str) -> Policy:
+    """The same actions for every episode; only for one slot, as it counts its calls."""
+    left = list(actions)
+
+    def policy(observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
+        assert len(observations_BD) == 1
+        logits_BA = np.full(mask_BA.shape, -1e9, np.float32)
+        logits_BA[0, NAMES.index(left.pop(0))] = 0.0
+        return logits_BA
+
+    return policy
+
+
+def uniform(_: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.where(mask_BA, 0.0, -1e9).astype(np.float32)
+
+
+def seed_with(*signs: float) -> int:
+    """A seed whose first noises (the second one comes by a restart) have these signs."""
+    for seed in range(1000):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [float(torch.randn(1, 2, 2, generator=generator).mean().sign()) for _ in signs]
+        if drawn == list(signs):
+            return seed
+    raise AssertionError("no such seed")
+
+
+def requests(seeds: Sequence[int], reference: float = 0.0) -> list[TrainingRequest]:
+    scores = {"clip_score": reference, "aesthetic": reference, "image_reward": reference}
+    return [
+        TrainingRequest(EpisodeRequest(f"prompt {seed}", seed), (7, seed), Target(scores, sigma=0.5))
+        for seed in seeds
+    ]
+
+
+def only_image_reward(**options: Any) -> RewardConfig:
+    """Potential and quality are the toy's score itself: 0 for a bad image, 1 for a good one."""
+    return RewardConfig(
+        alpha={"image_reward": 1.0, "stability": 1.0},
+        beta={"image_reward": 1.0},
+        scales={"clip": 1.0, "aesthetic": 1.0, "image_reward": 1.0},
+        **options,
+    )
+
+
+def run_one(
+    actions: Sequence[str], signs: Sequence[float], reward: RewardConfig, reference: float
+) -> Trajectory:
+    asked = requests([seed_with(*signs)], reference)
+    (trajectory,) = collector(slots=1).collect(asked, scripted(*actions), reward)
+    return trajectory
+
+
+def test_rewards_of_an_episode_by_hand() -> None:
+    """A bad noise, a look, a restart to a good one, two steps; Phi is the score less the reference's."""
+    gamma, price, reference = 0.9, 0.1, 0.25
+    actions = ["continue", "look", "restart", "continue", "continue", "stop"]
+    trajectory = run_one(actions, [-1, 1], only_image_reward(c_nfe=price, gamma_d=gamma), reference)
+    bad, good = 0 - reference, 1 - reference
+    potentials = [bad, bad, bad, good, good, good, 0]  # of each decision's state; 0 after the end
+    prices = [1, CONFIG.look_price, 1, 1, 1, 0]
+    expected = [
+        gamma * after - before - price * cost
+        for before, after, cost in zip(potentials, potentials[1:], prices, strict=False)
+    ]
+    expected[-1] += 1.0  # (1 - 0.25) / 0.5, clipped
+    np.testing.assert_allclose(trajectory.rewards, expected, atol=1e-6)
+    assert trajectory.quality == pytest.approx(1.0)
+    assert trajectory.result is not None
+    assert trajectory.result.nfe == 2 + 1 + 1 + 1 + 1
+    assert [NAMES[action] for action in trajectory.actions] == actions
+
+
+def test_the_terminal_part_compares_with_the_reference() -> None:
+    reward = only_image_reward(c_nfe=0.0, gamma_d=1.0)
+    for sign, reference, expected in [(1, 0.8, 0.4), (-1, 0.3, -0.6), (-1, 0.9, -1.0)]:
+        trajectory = run_one(["stop"], [sign], reward, reference)
+        potential = (1.0 if sign > 0 else 0.0) - reference
+        assert trajectory.rewards == pytest.approx([expected - potential], abs=1e-6)
+
+
+def test_shaping_telescopes_whatever_is_scored() -> None:
+    """Discounted, it sums to what the first state alone fixes, so that it cannot pay for a detour."""
+    actions = ["continue", "restart", "continue", "continue", "continue", "stop"]
+    for every in (1, 2, 3, 50):
+        reward = only_image_reward(c_nfe=0.0, gamma_d=0.9, score_every=every)
+        rewards = run_one(actions, [-1, 1], reward, reference=1.0).rewards
+        discounted = sum(0.9**t * value for t, value in enumerate(rewards))
+        assert discounted == pytest.approx(1.0, abs=1e-6)  # minus the bad start's potential of -1
+
+
+def test_an_earlier_candidate_is_scored_when_it_is_returned() -> None:
+    """Good noise, looked at, given up for a bad one, looked at: the kept good image comes back."""
+    reward = only_image_reward(c_nfe=0.0, gamma_d=1.0)
+    actions = ["look", "restart", "continue", "look", "stop"]
+    trajectory = run_one(actions, [1, -1], reward, reference=0.75)
+    assert trajectory.quality == pytest.approx(1.0)
+    assert sum(trajectory.rewards) == pytest.approx(0.5 - 0.25)  # terminal, less the first potential
+
+
+def test_looking_different_within_an_attempt_costs_stability() -> None:
+    """The toy never changes its image, so a restart is the only change there is, and it is free."""
+    reward = only_image_reward(c_nfe=0.0, gamma_d=1.0)
+    plain = dataclasses.replace(reward, alpha={"image_reward": 1.0})
+    actions = ["restart", "continue", "stop"]
+    with_it, without = (run_one(actions, [-1, 1], each, 0.5).rewards for each in (reward, plain))
+    assert with_it == pytest.approx(without, abs=1e-6)
+
+
+def test_a_preview_is_scored_once() -> None:
+    client = CountingClient()
+    asked = requests([seed_with(1)])
+    policy = scripted("look", "stop")
+    collector(slots=1, client=client).collect(asked, policy, RewardConfig())
+    assert sum(client.calls) == 1
+
+
+def test_few_previews_are_scored_if_few_are_asked_for() -> None:
+    client = CountingClient()
+    policy = scripted("continue", "continue", "continue", "stop")
+    asked = requests([seed_with(1)])
+    collector(slots=1, client=client).collect(asked, policy, RewardConfig(score_every=3))
+    assert sum(client.calls) == 2  # the first state and the one three decisions later, which is returned
+
+
+def test_the_seed_view_scores_and_pays_for_every_decision() -> None:
+    client = CountingClient()
+    asked = requests([seed_with(1)])
+    gathering = collector(slots=1, policy="seed", client=client)
+    policy = scripted("continue", "continue", "stop")
+    (trajectory,) = gathering.collect(asked, policy, RewardConfig(score_every=9))
+    assert sum(client.calls) == 3
+    assert trajectory.result is not None
+    assert trajectory.result.looks == 3
+
+
+def test_slots_and_groups_do_not_change_any_episode() -> None:
+    asked = requests(range(24))
+    gathered = [
+        collector(slots=slots, groups=groups).collect(asked, uniform, RewardConfig())
+        for slots, groups in [(1, 1), (6, 1), (6, 2), (24, 3)]
+    ]
+    assert len({len(trajectory.actions) for trajectory in gathered[0]}) > 3
+    for others in gathered[1:]:
+        for alone, together in zip(gathered[0], others, strict=True):
+            assert alone.actions == together.actions
+            np.testing.assert_allclose(alone.rewards, together.rewards, atol=1e-6)
+            np.testing.assert_allclose(alone.observations, together.observations, atol=1e-5)
+
+
+def test_another_stream_draws_other_actions() -> None:
+    (one,) = collector().collect(requests([3]), uniform, RewardConfig())
+    other_stream = [dataclasses.replace(requests([3])[0], stream=(8, 3))]
+    (other,) = collector().collect(other_stream, uniform, RewardConfig())
+    assert one.actions != other.actions
+
+
+def test_two_groups_send_one_group_while_the_other_is_away() -> None:
+    """With two groups a second call is made before the first one's answer is fetched."""
+    events: list[str] = []
+
+    class Watched(CountingClient):
+        def submit(
+            self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None
+        ) -> Answered:
+            answered = super().submit(images, prompts, outputs)
+            events.append("sent")
+
+            class Later:
+                def result(self) -> Scores:
+                    events.append("fetched")
+                    return answered.result()
+
+            return Later()  # type: ignore[return-value]
+
+    gathering = collector(slots=4, groups=2, client=Watched())
+    gathering.collect(requests(range(4)), uniform, RewardConfig())
+    assert events[:3] == ["sent", "sent", "fetched"]
+
+
+def test_entropy_and_log_probability_are_those_of_the_legal_actions() -> None:
+    (trajectory,) = collector().collect(requests([5]), uniform, RewardConfig())
+    legal = [int((logits > -1e8).sum()) for logits in trajectory.logits]
+    assert trajectory.entropies == pytest.approx([np.log(count) for count in legal], abs=1e-6)
+    assert trajectory.log_probs == pytest.approx([-np.log(count) for count in legal], abs=1e-6)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import checks
+from cluster.checks import Check
+from tests.cluster.conftest import Say
+from tune_configs.loading import compose
+
+
+def named(found: list[Check], name: str) -> Check:
+    (check,) = [check for check in found if check.name == name]
+    return check
+
+
+def examine(*overrides: str) -> list[Check]:
+    return list(checks.checks(compose(overrides)))
+
+
+def test_every_check_that_fails_has_a_hint(folder: Path) -> None:
+    found = examine("backbone.name=no/such", "backbone.scorers=nowhere", "prompts.source=missing.txt")
+    for name in ("backbone", "reward models", "prompts"):
+        assert not named(found, name).passed
+    assert all(check.hint for check in found if not check.passed)
+    assert list(folder.iterdir()) == []
+
+
+def test_packages_are_held_against_what_the_project_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        importlib.metadata,
+        "requires",
+        lambda name: ["torch>=99", "no-such-package", "numpy", "x; extra == 'dev'"],
+    )
+    found = list(checks.packages())
+    assert [(check.name, check.passed) for check in found] == [
+        ("torch", False),
+        ("no-such-package", False),
+        ("numpy", True),
+    ]
+    assert "torch>=99" in found[0].hint
+
+
+@pytest.mark.parametrize(("free", "passed"), [(10 * checks.GIB, True), (checks.GIB, False)])
+def test_a_disk_that_is_nearly_full_is_told(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, free: int, passed: bool
+) -> None:
+    usage = SimpleNamespace(total=100 * checks.GIB, used=50 * checks.GIB, free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert checks.disk("disk", folder / "not" / "there").passed is passed
+
+
+def test_a_registry_that_is_no_database_is_told_and_left_alone(folder: Path) -> None:
+    (folder / "runs").mkdir()
+    database = folder / "runs" / "mlflow.db"
+    database.write_bytes(b"not a database" * 100)
+    check = named(examine(), "MLflow registry")
+    assert not check.passed
+    assert database.read_bytes() == b"not a database" * 100
+
+
+def test_a_registry_that_is_not_there_yet_is_not_made(folder: Path) -> None:
+    assert named(examine(), "MLflow registry").passed
+    assert not (folder / "runs").exists()
+
+
+def test_a_broken_installation_is_a_failed_row() -> None:
+    def examine() -> Check:
+        raise ImportError("libcudart.so: cannot open shared object file")
+
+    check = checks.guarded("torch", examine)
+    assert (check.passed, check.found) == (False, "ImportError")
+    assert "libcudart.so" in check.hint
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_the_table_has_the_hint_and_the_exit_code_says_whether_all_is_well(
+    say: Say, monkeypatch: pytest.MonkeyPatch, passed: bool, code: int
+) -> None:
+    rows = [Check("disk", passed, "1 GiB free", "free some")]
+    monkeypatch.setattr("cluster.doctor_command.checks", lambda settings: rows)
+    answered, out, _ = say("doctor")
+    assert answered == code
+    assert ("free some" in out) is not passed

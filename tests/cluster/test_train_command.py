@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from learner.config import RunConfig
+from learner.train import TrainResult
+
+from tests.cluster.conftest import Say
+
+
+class Calls:
+    """Stands in for training, evaluation and report, and keeps what they were given."""
+
+    def __init__(self, ended: str) -> None:
+        self.ended = ended
+        self.trained: list[tuple[RunConfig, Path | None]] = []
+        self.evaluated: list[tuple[Path, Path, int]] = []
+
+    def train(self, config: RunConfig, *, resume: Path | None, progress: object) -> TrainResult:
+        self.trained.append((config, resume))
+        run_dir = resume or config.run_dir
+        return TrainResult(run_dir, run_dir / "policy", "7", config.ppo.iterations, 1.0, self.ended)
+
+    def evaluate(
+        self, policy_dir: Path, run_dir: Path, config: Any, *_: object, **__: object
+    ) -> dict[str, Any]:
+        self.evaluated.append((policy_dir, run_dir, config.seeds))
+        return {}
+
+
+@pytest.fixture(params=["finished"])
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    recorded = Calls(request.param)
+    monkeypatch.setattr("learner.train.train", recorded.train)
+    monkeypatch.setattr("evaluation.evaluate.evaluate", recorded.evaluate)
+    monkeypatch.setattr("evaluation.headline.opening_sentence", lambda summary: "Nothing was saved.")
+    monkeypatch.setattr("evaluation.report.write_report", lambda run_dir: run_dir / "report.html")
+    return recorded
+
+
+def test_train_goes_on_to_evaluation_and_says_where_the_report_is(say: Say, calls: Calls) -> None:
+    code, out, _ = say("train", "name=mine", "seed=5", "evaluation.seeds=2")
+    assert code == 0
+    ((config, resume),) = calls.trained
+    assert (config.name, config.seed, resume) == ("mine", 5, None)
+    assert calls.evaluated == [(Path("runs/mine/policy"), Path("runs/mine"), 2)]
+    assert "version 7" in out
+    assert "Nothing was saved." in out
+    assert out.endswith("report: runs/mine/report.html\n")
+
+
+def test_resume_hands_the_earlier_folder_on(say: Say, calls: Calls, trained_run: Path) -> None:
+    assert say("train", "--resume", "earlier")[0] == 0
+    ((config, resume),) = calls.trained
+    assert (config.name, resume) == ("earlier", Path("runs/earlier"))
+
+
+@pytest.mark.parametrize("calls", ["interrupted"], indirect=True)
+def test_an_interrupted_run_says_how_to_go_on_and_is_not_evaluated(say: Say, calls: Calls) -> None:
+    code, out, _ = say("train", "name=mine")
+    assert code == 130
+    assert "addiffusion train --resume runs/mine" in out
+    assert calls.evaluated == []

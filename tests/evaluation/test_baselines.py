@@ -1,0 +1,107 @@
+"""Baselines through the real engine on a tiny backbone: what they cost and which image they return."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from actors.contracts import EpisodeRequest
+from actors.engine import EngineConfig
+from actors.errors import UserError
+from evaluation.baselines import DEFAULT_BASELINES, config_hash, parse_baseline
+from evaluation.bench import Bench
+from evaluation.generate import Generated, Job, generate
+from evaluation.methods import BaselineMethod
+from tests.evaluation.fakes import ENGINE, FakeBackbone, open_fake_bench
+
+REQUESTS = tuple(EpisodeRequest(f"prompt {index}", 100 + index, "1") for index in range(7))
+
+
+def run(name: str, bench: Bench | None = None) -> Generated:
+    baseline = parse_baseline(name)
+    method = BaselineMethod(baseline, baseline.engine_config(ENGINE))
+    return generate(bench or open_fake_bench(), Job(method, REQUESTS, slots=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "nfe", "looks"),
+    [
+        ("ddim-5", 5, 0),
+        ("ddim-50", 50, 0),
+        ("dpmpp-2", 2, 0),
+        ("dpmpp-9", 9, 0),
+        ("best-of-2@4", 8, 2),
+        ("best-of-4@10", 40, 4),
+        ("oracle-best-of-3@3", 9, 3),
+    ],
+)
+def test_every_denoiser_call_and_every_look_is_counted(name: str, nfe: int, looks: int) -> None:
+    bench = open_fake_bench()
+    made = run(name, bench)
+    for row in made.rows:
+        assert (row.nfe, row.network_evals, row.looks) == (nfe, 2 * nfe, looks)
+        assert row.cost == pytest.approx(nfe + looks * ENGINE.look_price)
+        assert row.actions[-1] == "stop"
+    assert isinstance(bench.backbone, FakeBackbone)
+    assert bench.backbone.rows_denoised == nfe * len(REQUESTS)
+
+
+def test_best_of_returns_the_attempt_the_scorer_liked_best() -> None:
+    made, single = run("best-of-3@5"), run("dpmpp-5")
+    improved = 0
+    for row, episode, alone in zip(made.rows, made.episodes, single.rows, strict=True):
+        seen = [decision.image_reward for decision in episode.decisions if decision.action != "look"]
+        scores = [score for score in seen if score is not None]
+        assert len(scores) == 3
+        assert row.image_reward == pytest.approx(max(scores), abs=1e-6)
+        assert scores[0] == pytest.approx(alone.image_reward, abs=1e-6), "the first attempt is the plain run"
+        improved += max(scores) > scores[0]
+    assert improved > 0
+
+
+def test_the_oracle_is_a_bound_on_what_the_metric_can_get_from_the_same_attempts() -> None:
+    made, oracle, single = run("best-of-3@5"), run("oracle-best-of-3@5"), run("dpmpp-5")
+    quality, best, alone = (np.array([row.quality for row in each.rows]) for each in (made, oracle, single))
+    assert (best >= quality - 1e-6).all()
+    assert (best >= alone - 1e-6).all()
+    assert best.mean() > quality.mean()
+
+
+def test_results_do_not_depend_on_the_slots() -> None:
+    baseline = parse_baseline("best-of-2@4")
+    method = BaselineMethod(baseline, baseline.engine_config(ENGINE))
+    bench = open_fake_bench()
+    one, many = (generate(bench, Job(method, REQUESTS, slots)).rows for slots in (1, 7))
+    assert [replace(row, seconds=0) for row in one] == [replace(row, seconds=0) for row in many]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "ddim", "ddim-1", "dpmpp-0", "dpmpp-1001", "best-of-1@10", "best-of-2@", "euler-10", "ddim-10 "],
+)
+def test_what_is_no_baseline_is_one_line_that_says_what_is(name: str) -> None:
+    with pytest.raises(UserError, match="best-of-K@N") as caught:
+        parse_baseline(name)
+    assert "\n" not in str(caught.value)
+    assert repr(name) in str(caught.value)
+
+
+def test_default_grid_has_what_the_hypotheses_need() -> None:
+    assert "ddim-50" in DEFAULT_BASELINES
+    assert not any(parse_baseline(name).oracle for name in DEFAULT_BASELINES)
+
+
+def test_config_hash_tells_every_option_apart() -> None:
+    base = EngineConfig()
+    changed = {
+        "solver": "ddim",
+        "actions": ("continue", "stop"),
+        "timestep_spacing": "trailing",
+    }
+    hashes = {config_hash(base)}
+    for field in fields(base):
+        value = getattr(base, field.name)
+        other = changed.get(field.name) or (value * 0.75 if isinstance(value, float) else value + 1)
+        hashes.add(config_hash(replace(base, **{field.name: other})))
+    assert len(hashes) == len(fields(base)) + 1
+    assert config_hash(EngineConfig()) == config_hash(base)

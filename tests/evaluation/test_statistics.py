@@ -1,0 +1,151 @@
+"""The bootstrap against scipy, closed forms and an exact permutation test; its coverage on simulated data."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from evaluation.statistics import Floats, Resampling, estimate, holm, non_inferior
+
+
+def paired_data(
+    rng: np.random.Generator, prompts: int = 200, seeds: int = 3, effect: float = 0.02
+) -> tuple[Floats, Floats]:
+    """Two methods' scores: prompts differ a lot, seeds less, methods by `effect`."""
+    prompt_P1 = rng.normal(0.7, 0.2, (prompts, 1))
+    seed_PS = rng.normal(0, 0.1, (prompts, seeds))
+    ours = prompt_P1 + seed_PS + effect + rng.normal(0, 0.05, (prompts, seeds))
+    theirs = prompt_P1 + seed_PS + rng.normal(0, 0.05, (prompts, seeds))
+    return ours, theirs
+
+
+def test_mean_interval_equals_scipys_percentile_bootstrap() -> None:
+    values = np.random.default_rng(0).gamma(2.0, 0.3, 150)
+    ours = Resampling(150, resamples=20_000, seed=1).mean(values)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(2)
+    ).confidence_interval
+    standard_error = values.std() / np.sqrt(150)  # an end of 20,000 resamples is known to 0.02 of it
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.12 * standard_error)
+    assert ours.high == pytest.approx(theirs.high, abs=0.12 * standard_error)
+
+
+def test_resampled_means_have_the_closed_form_standard_error_of_clusters() -> None:
+    ours, _ = paired_data(np.random.default_rng(3))
+    by_prompt = ours.mean(1)
+    replicates = Resampling(200, seed=4).means(by_prompt[:, None])[:, 0]
+    assert replicates.mean() == pytest.approx(by_prompt.mean(), abs=1e-3)
+    assert replicates.std() == pytest.approx(by_prompt.std() / np.sqrt(200), rel=0.03)
+    naive = ours.std() / np.sqrt(ours.size)
+    assert replicates.std() > 1.4 * naive, "seeds of one prompt must not count as independent images"
+
+
+def test_strata_are_resampled_apart_so_that_their_difference_adds_no_noise() -> None:
+    tiers = ("one",) * 50 + ("two",) * 50
+    values = np.repeat([0.0, 1.0], 50)
+    stratified = Resampling(100, strata_P=tiers).mean(values)
+    assert stratified.low == stratified.high == pytest.approx(0.5)
+    free = Resampling(100).mean(values)
+    assert free.high - free.low == pytest.approx(2 * 1.96 * 0.05, rel=0.05)
+
+
+def test_blocks_of_a_large_bootstrap_keep_columns_paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.statistics._BLOCK_ENTRIES", 700)
+    x = np.random.default_rng(5).normal(size=100)
+    together = Resampling(100, resamples=50, seed=6).means(np.stack([x, x + 0.25], axis=1))
+    assert together.shape == (50, 2)
+    np.testing.assert_allclose(together[:, 1] - together[:, 0], 0.25)
+    alone = Resampling(100, resamples=50, seed=6).means(x[:, None])
+    np.testing.assert_allclose(alone[:, 0], together[:, 0])
+
+
+def test_p_value_agrees_with_a_sign_flip_permutation_test() -> None:
+    rng = np.random.default_rng(7)
+    for effect in (0.0, 0.004, 0.012):
+        ours, theirs = paired_data(rng, effect=effect)
+        difference = (ours - theirs).mean(1)
+        permutation = scipy.stats.permutation_test(
+            (difference,), np.mean, permutation_type="samples", n_resamples=9_999, rng=rng
+        )
+        bootstrap = Resampling(200, seed=8).mean(difference)
+        assert bootstrap.p == pytest.approx(permutation.pvalue, abs=0.02)
+
+
+def test_p_is_never_zero_and_one_when_all_resamples_sit_on_the_null() -> None:
+    assert estimate(1.0, np.ones(999)).p == pytest.approx(2 / 1000)
+    assert estimate(0.0, np.zeros(999)).p == 1.0
+
+
+def test_interval_and_p_cover_and_reject_at_their_nominal_rates() -> None:
+    rng = np.random.default_rng(9)
+    runs, covered, rejected = 600, 0, 0
+    for run in range(runs):
+        ours, theirs = paired_data(rng, prompts=80, effect=0.0)
+        result = Resampling(80, resamples=600, seed=run).mean((ours - theirs).mean(1))
+        covered += result.low <= 0.0 <= result.high
+        rejected += result.p < 0.05
+    # 600 runs: a true rate of .95 lies within four standard errors, .036, of what is counted.
+    assert abs(covered / runs - 0.95) < 0.036
+    assert abs(rejected / runs - 0.05) < 0.036
+
+
+def test_same_seed_gives_the_same_numbers_and_another_seed_others() -> None:
+    values = np.random.default_rng(10).normal(size=60)
+    assert Resampling(60, seed=1).mean(values) == Resampling(60, seed=1).mean(values)
+    assert Resampling(60, seed=1).mean(values) != Resampling(60, seed=2).mean(values)
+
+
+def test_missing_values_are_refused_and_not_averaged_away() -> None:
+    values = np.ones(20)
+    values[3] = np.nan
+    with pytest.raises(AssertionError, match="non-finite"):
+        Resampling(20).mean(values)
+
+
+def test_spearman_equals_scipy_with_ties() -> None:
+    rng = np.random.default_rng(11)
+    x = rng.integers(1, 5, 120)
+    y = np.round(x + rng.normal(0, 2, 120))
+    result = Resampling(120, resamples=4_000, seed=12).spearman(x, y)
+    assert result.value == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+    reference = scipy.stats.bootstrap(
+        (x, y),
+        lambda a, b: scipy.stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=1_000,
+        rng=np.random.default_rng(13),
+    ).confidence_interval
+    assert result.low == pytest.approx(reference.low, abs=0.025)
+    assert result.high == pytest.approx(reference.high, abs=0.025)
+
+
+def test_spearman_of_a_constant_is_zero_and_not_significant() -> None:
+    result = Resampling(50, resamples=200).spearman(np.full(50, 17.0), np.arange(50.0))
+    assert (result.value, result.low, result.high, result.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_holm_against_scipy_free_definition() -> None:
+    # Holm (1979): reject while p_(i) <= alpha / (m - i + 1); adjusted p < alpha must say the same.
+    rng = np.random.default_rng(14)
+    for _ in range(50):
+        p = rng.uniform(0, 0.06, 6)
+        adjusted = holm(p.tolist())
+        rejected = set()
+        for rank, index in enumerate(np.argsort(p)):
+            if p[index] > 0.05 / (6 - rank):
+                break
+            rejected.add(int(index))
+        assert {index for index, value in enumerate(adjusted) if value <= 0.05} == rejected
+    assert holm([0.04, 0.9, 0.5]) == pytest.approx([0.12, 1.0, 1.0])
+
+
+def test_non_inferiority_looks_at_the_lower_bound_only() -> None:
+    rng = np.random.default_rng(15)
+    difference = rng.normal(0.0, 0.05, 400)
+    difference -= difference.mean()
+    result = Resampling(400).mean(difference)
+    assert result.low == pytest.approx(-1.96 * 0.05 / 20, rel=0.08)
+    assert non_inferior(result, margin=0.01)
+    assert not non_inferior(result, margin=0.002)

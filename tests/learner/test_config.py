@@ -1,0 +1,48 @@
+"""Impossible values are found before anything starts, in one line that names option and value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from actors.errors import UserError
+from learner.config import PPO_PROFILES, PPOSettings, PromptConfig, ResourcesConfig, RunConfig
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"name": "a/b"}, "name='a/b'"),
+        ({"seed": -1}, "seed=-1"),
+        ({"ppo": PPOSettings(lr=0.0)}, "ppo.lr=0.0"),
+        ({"ppo": PPOSettings(lambda_=1.5)}, "ppo.lambda_=1.5"),
+        ({"ppo": PPOSettings(hidden=())}, "ppo.hidden=[]"),
+        ({"ppo": PPOSettings(iterations=0)}, "ppo.iterations=0"),
+        ({"ppo": PPOSettings(time_limit_s=0.0)}, "ppo.time_limit_s=0.0"),
+        ({"ppo": PPOSettings(episodes_per_iteration=1)}, "ppo.episodes_per_iteration=1"),
+        ({"prompts": PromptConfig(limit=0)}, "prompts.limit=0"),
+        ({"resources": ResourcesConfig(groups=9, slots=8)}, "resources.groups=9"),
+        ({"resources": ResourcesConfig(num_env_runners=-1)}, "resources.num_env_runners=-1"),
+    ],
+)
+def test_an_impossible_value_is_named(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        RunConfig(**changes).validate()  # type: ignore[arg-type]
+    assert str(caught.value).startswith(named)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("profile", PPO_PROFILES)
+def test_every_profile_is_valid(profile: str) -> None:
+    RunConfig(ppo=PPO_PROFILES[profile]).validate()
+
+
+def test_a_config_survives_yaml() -> None:
+    config = replace(RunConfig(), name="elsewhere", runs_dir="some/where")
+    plain = config.as_dict()
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
+    assert plain["engine"]["actions"] == list(config.engine.actions)
+    assert config.run_dir == Path("some/where/elsewhere")

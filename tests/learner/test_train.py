@@ -1,0 +1,187 @@
+"""Whole runs on the toy world: learning, repeating, resuming, surviving. One Ray session for all."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors import trajectory_store
+from actors.errors import UserError
+from actors.policy import load_policy
+from learner import checkpoints, session
+from learner.config import PPOSettings, ResourcesConfig, RunConfig
+from learner.guards import TrainingFailure
+from learner.progress import read_rows
+from learner.run import Run
+from learner.train import train
+from tests.learner.toy import Saboteur, ToyBackbone, toy_config, toy_world
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+LEARNING = PPOSettings(
+    iterations=16, episodes_per_iteration=64, minibatch_size=128, hidden=(32,), lr=5e-3, num_epochs=6
+)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_policy(folder)[0].state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = {"seconds", "time_left_s", "episodes_per_s", "denoiser_utilisation", "waiting_share"}
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+def test_ppo_learns_to_restart_bad_seeds_and_to_stop_good_ones(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    config = toy_config(tmp_path, ppo=LEARNING)
+    result = train(config, progress=told.append, world=toy_world)
+    rows = read_rows(result.run_dir / "progress.jsonl")
+    assert [row["iteration"] for row in rows] == list(range(1, 17))
+    assert result.ended == "finished"
+    # Half of all seeds are good: only a policy that restarts the others gets beyond that.
+    assert rows[0]["scores"]["image_reward"] < 0.65
+    assert rows[-1]["scores"]["image_reward"] > 0.75
+    assert rows[-1]["return"] > rows[0]["return"] + 0.1
+    phases = [row["phase"] for row in told]
+    assert phases[0] == "starting"
+    assert phases.count("training") == 16
+    assert [row["done"] for row in told if row["phase"] == "references"][-1] == 32
+
+
+def test_same_seed_same_result_and_grouping_does_not_matter(tmp_path: Path) -> None:
+    runs = []
+    for name, resources in {
+        "one": ResourcesConfig(num_env_runners=0, slots=8, groups=2),
+        "two": ResourcesConfig(num_env_runners=0, slots=8, groups=2),
+        "three": ResourcesConfig(num_env_runners=0, slots=5, groups=1),
+    }.items():
+        config = toy_config(tmp_path, name=name, resources=resources)
+        runs.append(train(config, world=toy_world))
+    first, second, third = (without_times(read_rows(run.run_dir / "progress.jsonl")) for run in runs)
+    assert first == second
+    assert same(weights(runs[0].policy_dir), weights(runs[1].policy_dir))
+    for ours, theirs in zip(first, third, strict=True):
+        assert ours["actions"] == theirs["actions"]
+        assert ours["nfe"] == theirs["nfe"]
+        assert ours["return"] == pytest.approx(theirs["return"], abs=1e-6)
+
+
+def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path: Path) -> None:
+    whole = toy_config(tmp_path, name="whole", ppo=replace(toy_config(tmp_path).ppo, iterations=4))
+    parts = replace(whole, name="parts")
+
+    def interrupt(row: dict[str, Any]) -> None:
+        if row.get("iteration") == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    straight = train(whole, world=toy_world)
+    halted = train(parts, world=toy_world, progress=interrupt)
+    assert (halted.ended, halted.iterations) == ("interrupted", 2)
+    resumed = train(parts, resume=halted.run_dir, world=toy_world)
+    assert (resumed.ended, resumed.iterations) == ("finished", 4)
+    expected = without_times(read_rows(straight.run_dir / "progress.jsonl"))
+    assert without_times(read_rows(resumed.run_dir / "progress.jsonl")) == expected
+    assert same(weights(straight.policy_dir), weights(resumed.policy_dir))
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    result = train(toy_config(tmp_path), world=toy_world)
+    network, metadata = load_policy(result.policy_dir)
+    assert metadata["backbone"] == "toy"
+    assert metadata["iteration"] == 2
+    assert metadata["actions"] == ["continue", "stop", "look", "restart"]
+    assert network.obs_std.min() > 0
+    kept = sorted(path.name for path in (result.run_dir / "checkpoints").iterdir())
+    assert kept == ["iteration-000001", "iteration-000002"]
+    table = trajectory_store.read(result.run_dir / "trajectories")
+    rows = read_rows(result.run_dir / "progress.jsonl")
+    assert table.num_rows == sum(row["decisions"] for row in rows)
+    assert sum(table["terminateds"].to_pylist()) == sum(row["episodes"] for row in rows) == 32
+    assert set(table["weights_seq_no"].to_pylist()) == {0, 1}
+    assert not list(result.run_dir.rglob("*.part"))
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, ppo=replace(toy_config(tmp_path).ppo, iterations=1))
+    train(config, world=toy_world)
+    with pytest.raises(UserError, match=r"name=toy: .* holds a run already"):
+        train(config, world=toy_world)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, ppo=replace(toy_config(tmp_path).ppo, iterations=1))
+    result = train(config, world=toy_world)
+    checkpoint = checkpoints.newest(result.run_dir)
+    (checkpoint / "random.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"resume=.*iteration-000001: damaged"):
+        train(config, resume=result.run_dir, world=toy_world)
+    with pytest.raises(UserError, match=r"resume=.*: no checkpoint below it"):
+        train(config, resume=tmp_path / "nowhere", world=toy_world)
+
+
+def test_the_price_follows_a_target(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    config = replace(config, reward=replace(config.reward, target_nfe=1.0))
+    rows = read_rows(train(config, world=toy_world).run_dir / "progress.jsonl")
+    assert rows[0]["nfe"] > 1.0
+    assert rows[1]["c_nfe"] > rows[0]["c_nfe"] == config.reward.c_nfe
+
+
+def test_a_nan_ends_the_run_and_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, ppo=replace(toy_config(tmp_path).ppo, iterations=4))
+    ordinary = Run._iterate_once
+
+    def poisoned(run: Run) -> dict[str, Any]:
+        if run.iteration == 2:
+            run.algorithm.learner_group.foreach_learner(
+                lambda learner: (
+                    learner.module["default_policy"].policy.layers[0].weight.data.fill_(float("nan"))
+                )
+            )
+        return ordinary(run)
+
+    monkeypatch.setattr(Run, "_iterate_once", poisoned)
+    with pytest.raises(TrainingFailure, match=r"iteration 3: .* not finite|iteration 3: .* is nan"):
+        train(config, world=toy_world)
+    assert load_policy(config.run_dir / "policy")[1]["iteration"] == 2
+    assert [row["iteration"] for row in read_rows(config.run_dir / "progress.jsonl")] == [1, 2]
+
+
+@contextmanager
+def sabotaged_world(config: RunConfig) -> Iterator[session.World]:
+    marker = config.run_dir / "sabotaged"
+    yield session.World(ToyBackbone, functools.partial(Saboteur, marker, 30), "toy")
+
+
+def test_a_killed_env_runner_is_replaced_and_training_goes_on(tmp_path: Path) -> None:
+    config = toy_config(
+        tmp_path,
+        ppo=replace(toy_config(tmp_path).ppo, iterations=6),
+        resources=ResourcesConfig(num_env_runners=2, slots=4, groups=2),
+    )
+    result = train(config, world=sabotaged_world)
+    episodes = [row["episodes"] for row in read_rows(result.run_dir / "progress.jsonl")]
+    assert (result.run_dir / "sabotaged").exists()
+    assert result.ended == "finished"
+    assert min(episodes) < 16
+    assert episodes[-1] == 16
+    assert json.loads((result.policy_dir / "policy.json").read_text())["metadata"]["iteration"] == 6
+    assert all(
+        np.isfinite(row["return"]) for row in read_rows(result.run_dir / "progress.jsonl") if row["episodes"]
+    )

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import yaml
+from learner.config import RunConfig
+
+from actors.errors import UserError
+from tune_configs.conversion import option_names
+from tune_configs.loading import FOLDER, compose, groups, settings_from_yaml
+
+FILES = [(group, file) for group, files in groups().items() for file in files]
+
+
+def test_the_groups_are_those_of_the_folder() -> None:
+    on_disk = {(path.parent.name, path.stem) for path in FOLDER.glob("*/*.yaml")}
+    assert on_disk == set(FILES)
+
+
+@pytest.mark.parametrize(("group", "file"), FILES, ids=["=".join(pair) for pair in FILES])
+def test_every_file_composes_and_what_it_says_is_in_the_checked_settings(group: str, file: str) -> None:
+    content = yaml.safe_load((FOLDER / group / f"{file}.yaml").read_text(encoding="utf-8"))
+    content.pop("defaults", None)
+    settings = compose([f"{group}={file}"])
+    result = {**asdict(settings.run), "evaluation": asdict(settings.evaluation)}
+    header = (FOLDER / group / f"{file}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    package = header.removeprefix("# @package ") if header.startswith("# @package") else group
+    section = result if package == "_global_" else result[package]
+    _assert_contains(section, content)
+
+
+def _assert_contains(result: object, expected: object) -> None:
+    if isinstance(expected, dict):
+        assert isinstance(result, dict)
+        for key, value in expected.items():
+            _assert_contains(result[key], value)
+    elif isinstance(expected, list):
+        assert list(result) == expected  # type: ignore[call-overload]
+    elif not str(expected).startswith("${"):
+        assert result == expected
+
+
+def test_every_section_and_option_of_the_defaults_is_written_down() -> None:
+    """Whoever reads the YAML sees each option of PPO, prompts, resources, evaluation: none is hidden."""
+    tree = compose()
+    for group, config in {
+        "ppo/tuned": tree.run.ppo,
+        "prompts/shapes": tree.run.prompts,
+        "resources/laptop": tree.run.resources,
+        "reward/balanced": tree.run.reward,
+        "observation/latent": tree.run.observation,
+        "evaluation/standard": tree.evaluation,
+    }.items():
+        written = yaml.safe_load((FOLDER / f"{group}.yaml").read_text(encoding="utf-8"))
+        assert set(written) == {field.name for field in fields(config)}
+
+
+def test_an_override_changes_its_option_and_nothing_else() -> None:
+    before, after = compose().run, compose(["ppo.lr=1e-4"]).run
+    assert math.isclose(after.ppo.lr, 1e-4)
+    changed = asdict(before)
+    changed["ppo"]["lr"] = after.ppo.lr
+    assert changed == asdict(after)
+
+
+def test_later_overrides_win_and_lists_and_paths_with_blanks_are_possible() -> None:
+    settings = compose(
+        ["seed=1", "seed=2", "engine.actions=[continue,stop]", "prompts.source='my prompts (2).txt'"]
+    )
+    assert settings.run.seed == 2
+    assert settings.run.engine.actions == ("continue", "stop")
+    assert settings.run.prompts.source == "my prompts (2).txt"
+
+
+def test_evaluation_runs_where_the_backbone_does(tmp_path: Path) -> None:
+    assert compose(["backbone.device=cuda:1"]).evaluation.device == "cuda:1"
+    assert compose(["backbone.device=cuda:1", "evaluation.device=cpu"]).evaluation.device == "cpu"
+    stored = tmp_path / "config.yaml"
+    stored.write_text(yaml.safe_dump(compose(["backbone=sd15"]).run.as_dict()), encoding="utf-8")
+    assert settings_from_yaml(stored).evaluation.device == "cuda"
+
+
+def test_a_flow_model_brings_its_solver_unless_the_user_chooses_one() -> None:
+    assert compose(["backbone=flux_schnell"]).run.engine.solver == "flow_euler"
+    assert compose(["backbone=flux_schnell", "solver=dpmpp"]).run.engine.solver == "dpmpp"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ppo.lrr=1", "unknown option 'ppo.lrr'; did you mean 'ppo.lr'?"),
+        ("slover=ddim", "unknown option 'slover'; did you mean 'solver'?"),
+        ("solver.num_steps=20", "unknown option 'solver.num_steps'; did you mean 'engine.num_steps'?"),
+        ("solver=ddmi", "solver='ddmi': give one of ddim, dpmpp, flow_euler; did you mean 'ddim'?"),
+        ("ppo.lr=fast", "ppo.lr='fast': give a number"),
+        ("ppo.lr=-1", "ppo.lr=-1"),
+        ("reward.alpha.clip=much", "reward.alpha.clip='much': give a number"),
+        ("reward.gamma_d=2", "reward.gamma_d"),
+        ("evaluation.seeds=0", "evaluation.seeds=0"),
+        ("ppo.lr=1,2", "'ppo.lr=1,2': give one value for one option, as OPTION=VALUE"),
+        ("+ppo.lr=1", "'+ppo.lr=1': give one value for one option, as OPTION=VALUE"),
+        ("~ppo.lr", "'~ppo.lr': give one value for one option, as OPTION=VALUE"),
+        ("faster", "'faster': give OPTION=VALUE or GROUP=FILE"),
+        ("name=${nowhere}", "nowhere"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_says_what_would_be_right(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose([override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_stored_settings_come_back_equal(tmp_path: Path) -> None:
+    settings = compose(["ppo.lr=1e-4", "reward=seed_v1", "evaluation=quick", "prompts.limit=null"])
+    stored = tmp_path / "config.yaml"
+    stored.write_text(settings.to_yaml(), encoding="utf-8")
+    assert settings_from_yaml(stored) == settings
+
+
+def test_stored_settings_take_options_but_no_files(tmp_path: Path) -> None:
+    stored = tmp_path / "config.yaml"
+    stored.write_text(yaml.safe_dump(compose().run.as_dict()), encoding="utf-8")
+    changed = settings_from_yaml(stored, ["ppo.iterations=7", "evaluation=quick"])
+    assert changed.run.ppo.iterations == 7
+    assert changed.evaluation == compose(["evaluation=quick"]).evaluation
+    with pytest.raises(UserError, match="a run that exists keeps its files"):
+        settings_from_yaml(stored, ["solver=ddim"])
+
+
+@pytest.mark.parametrize("content", [b"", b"a: [1", b"\xff\xfe\x00", b"just text", b"ppo: {lrr: 1}"])
+def test_a_damaged_stored_configuration_is_one_line_that_names_it(tmp_path: Path, content: bytes) -> None:
+    stored = tmp_path / "config.yaml"
+    stored.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        settings_from_yaml(stored)
+    assert str(stored) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_are_known_by_their_full_names() -> None:
+    assert {"ppo.lr", "engine.solver", "reward.c_nfe", "seed"} <= set(option_names(RunConfig))

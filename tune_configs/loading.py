@@ -1,0 +1,157 @@
+"""Composes the YAML groups beside this file and what the command line overrides into typed configuration.
+
+Always true here: Hydra only chooses files (`backbone=shapes`); every value, from a file or from an override
+(`ppo.lr=1e-4`), is checked against the dataclasses that stand beside the code they configure. The user's
+mistakes are UserErrors of one line, raised before anything has started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from evaluation.config import EvaluationConfig
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from learner.config import RunConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from actors.errors import UserError
+from tune_configs.conversion import from_mapping, nearest, option_names, unknown_option
+
+FOLDER = Path(__file__).resolve().parent
+_EVALUATION = "evaluation"
+
+
+class Settings(NamedTuple):
+    """Everything one command is configured by."""
+
+    run: RunConfig
+    evaluation: EvaluationConfig
+
+    def to_yaml(self) -> str:
+        """The configuration in full, as `settings_from_yaml` reads it back."""
+        return OmegaConf.to_yaml(OmegaConf.create({**asdict(self.run), _EVALUATION: asdict(self.evaluation)}))
+
+
+def compose(overrides: Sequence[str] = ()) -> Settings:
+    """The configuration that config.yaml chooses, changed by `overrides` from left to right.
+
+    overrides: "GROUP=FILE" or "OPTION=VALUE", in Hydra's grammar. Raises UserError.
+    """
+    parsed = [_parse(text) for text in overrides]
+    choices = [override.input_line for override in parsed if _is_choice(override)]
+    values = [override for override in parsed if not _is_choice(override)]
+    return _settings(_tree(choices), values)
+
+
+def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """The configuration that a run has stored, changed by `overrides`: options, or another evaluation file.
+
+    A file without a section `evaluation` gets that of config.yaml. Raises UserError.
+    """
+    parsed = [_parse(text) for text in overrides]
+    values = [override for override in parsed if not _is_choice(override)]
+    choices = [override.input_line for override in parsed if _is_choice(override)]
+    for override in parsed:
+        if _is_choice(override) and override.key_or_group != _EVALUATION:
+            raise UserError(
+                f"{override.input_line}: a run that exists keeps its files; give single options, "
+                f"for example ppo.iterations=100, or another evaluation="
+            )
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give a run that `addiffusion train` has made") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable configuration ({_first_line(error)})") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path}: not a configuration; give a run that `addiffusion train` has made")
+    if _EVALUATION not in stored or choices:
+        stored[_EVALUATION] = _tree(choices)[_EVALUATION]
+    try:
+        return _settings(stored, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def groups() -> dict[str, list[str]]:
+    """Each group with the names of its files, both sorted."""
+    folders = sorted(folder for folder in FOLDER.iterdir() if any(folder.glob("*.yaml")))
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def _parse(text: str) -> Override:
+    """One override, checked for what needs no values: its form, its option's name, its group's file."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise UserError(
+            f"'{text}': give OPTION=VALUE or GROUP=FILE, for example ppo.lr=1e-4 "
+            f"(a value with special characters in quotes: prompts.source=\"'my file.txt'\")"
+        ) from error
+    if override.is_add() or override.is_delete() or override.is_sweep_override() or override.package:
+        raise UserError(f"'{text}': give one value for one option, as OPTION=VALUE")
+    option = override.key_or_group
+    known = list(groups()) + _options()
+    if option not in known and not _inside_mapping(option):
+        raise UserError(unknown_option(option, known))
+    if _is_choice(override):
+        accepted = groups()[option]
+        if override.value() not in accepted:
+            raise UserError(
+                f"{option}='{override.value()}': give one of {', '.join(accepted)}"
+                f"{nearest(override.value(), accepted)}"
+            )
+    return override
+
+
+def _is_choice(override: Override) -> bool:
+    return override.key_or_group in groups() and not isinstance(override.value(), dict)
+
+
+def _options() -> list[str]:
+    return [*option_names(RunConfig), _EVALUATION, *option_names(EvaluationConfig, _EVALUATION)]
+
+
+def _inside_mapping(option: str) -> bool:
+    """Whether the option names an entry of a mapping ("reward.alpha.clip"); its value's check finds typos."""
+    parent = option.rpartition(".")[0]
+    return parent in _options() and parent not in {name.rpartition(".")[0] for name in _options()}
+
+
+def _tree(choices: Sequence[str | None]) -> dict[str, Any]:
+    """What the chosen files say, with references to other options (${backbone.device}) still open."""
+    try:
+        with initialize_config_dir(str(FOLDER), version_base="1.3"):
+            tree = OmegaConf.to_container(hydra_compose("config", overrides=[str(line) for line in choices]))
+    except HydraException as error:
+        raise UserError(_first_line(error)) from error
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _settings(tree: dict[str, Any], values: Sequence[Override]) -> Settings:
+    config = OmegaConf.create(tree)
+    try:
+        for override in values:
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+        plain = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, HydraException) as error:
+        raise UserError(_first_line(error)) from error
+    assert isinstance(plain, dict)
+    evaluation = from_mapping(EvaluationConfig, plain.pop(_EVALUATION, {}), _EVALUATION)
+    run = from_mapping(RunConfig, {str(key): value for key, value in plain.items()})
+    run.validate()
+    return Settings(run, evaluation)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.config import RunConfig
-
 from tune_configs.loading import Settings
 
 GIB = 2**30
@@ -140,8 +139,8 @@ def backbone_files(name: str) -> Check:
         from huggingface_hub import try_to_load_from_cache
 
         cached = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
-        found = f"{name}, {'in the cache' if cached else 'not in the cache'}"
-        return Check("backbone", cached, found, "backbone.name=FOLDER, or download it: hf download " + name)
+        where = f"{name}, {'in the cache' if cached else 'not in the cache'}"
+        return Check("backbone", cached, where, f"backbone.name=FOLDER, or download it: hf download {name}")
     found = (folder / "model_index.json").is_file()
     return Check(
         "backbone", found, str(folder), "no model_index.json there; give a folder in diffusers' format"

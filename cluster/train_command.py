@@ -44,7 +44,7 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
 
     from cluster.evaluate_command import run_evaluation
 
-    run_evaluation(result.policy_dir, settings.evaluation, result.run_dir)
+    run_evaluation(result.policy_dir, settings.evaluation, result.run_dir, result.model_version)
     return 0
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from learner.config import RunConfig
 from learner.train import TrainResult
-
 from tests.cluster.conftest import Say
 
 

@@ -15,13 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.backbones import load_backbone
 from actors.contracts import Backbone, Images, QualityScorer
 from actors.errors import UserError
 from evaluation.config import EvaluationConfig
 from rewards_service.contracts import RewardClient
 from rewards_service.local import LocalClient
-from rewards_service.world import load_scorers
 from shapes.verify import strict_score
 
 Judge = Callable[[Images, Sequence[str]], NDArray[np.float32]]
@@ -68,6 +66,9 @@ class BenchRecipe:
 
     def __call__(self) -> Bench:
         """Load everything; UserError for what cannot be loaded."""
+        from actors.backbones import load_backbone  # diffusers, open_clip and transformers take seconds
+        from rewards_service.world import load_scorers
+
         backbone = load_backbone(self.backbone, dtype=self.dtype, device=self.device)
         try:
             client = LocalClient(load_scorers(self.scorers, self.device))

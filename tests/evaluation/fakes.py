@@ -6,7 +6,7 @@ The judge and the scorer agree only in part, as a learned reward and a real metr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from actors.engine import EngineConfig
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from actors.policy import PolicyNetwork, save_policy
 from evaluation.bench import Bench
-from evaluation.config import EvaluationConfig
 from rewards_service.contracts import Scores
 from rewards_service.local import Answered
 
@@ -102,11 +101,6 @@ def judge(images: Images, prompts: Sequence[str]) -> NDArray[np.float32]:
 def open_fake_bench() -> Bench:
     """A bench that starts in no time; importable, so that it opens in other processes too."""
     return Bench(FakeBackbone(), FakeClient(), judge, "brightness", "fakebench")
-
-
-def fake_recipe(backbone: str, config: EvaluationConfig) -> Callable[[], Bench]:
-    """In place of `bench_recipe`."""
-    return open_fake_bench
 
 
 def saved_policy(folder: Path, seed: int = 0, **metadata: object) -> Path:

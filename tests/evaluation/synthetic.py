@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actors.contracts import EpisodeRequest
 from evaluation.config import EvaluationConfig
@@ -107,6 +108,11 @@ def evaluation(
     theirs = {name: baseline_rows(name, wanted, nfe, level) for name, (nfe, level) in BASELINES.items()}
     summary = summarised(ours, theirs, wanted, seeds)
     return summary, [*ours, *(each for rows in theirs.values() for each in rows)]
+
+
+def picture() -> NDArray[np.uint8]:
+    """Some small picture."""
+    return np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
 
 
 def _prompt_effect(request: EpisodeRequest) -> float:

@@ -52,14 +52,6 @@ def test_images_may_change_once_submitted(client: ActorClient) -> None:
     assert pending.result() is pending.result()
 
 
-def test_calls_spread_over_the_replicas(client: ActorClient, pool: list[Any]) -> None:
-    before = ray.get([handle.stats.remote() for handle in pool])
-    for pending in [client.submit(flat_images([i] * 4), ["a"] * 4) for i in range(10)]:
-        pending.result()
-    after = ray.get([handle.stats.remote() for handle in pool])
-    assert [b["calls"] - a["calls"] for a, b in zip(before, after, strict=True)] == [5, 5]
-
-
 def test_errors_arrive_with_their_prompt(client: ActorClient) -> None:
     with pytest.raises(ScoringError, match="scorer 'broken' gave a non-finite 'broken' for the prompt 'nan'"):
         client.score(flat_images([1, 2]), ["fine", "nan"])

@@ -1,0 +1,167 @@
+"""The report: one file, all text escaped, true to its summary, drawn from whatever there is."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from actors.errors import UserError
+from evaluation.figures import action_colour, pareto
+from evaluation.headline import opening_sentence
+from evaluation.report import read_summary, training_rows, write_report
+from evaluation.rows import IMAGES_FILE, write_rows
+from evaluation.strips import STRIPS_FILE, Frame, Strip, encode_png, write_strips
+from tests.evaluation import synthetic
+
+HOSTILE = "<script>alert('x')</script> \"><img src=x onerror=alert(1)> {{ 7*7 }} & $\\frac{"
+VOID = {"meta", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would run, load or show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href"):
+                self.sources.append(value or "")
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"<{tag}> is not closed where it was opened"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def write_run(run_dir: Path, quality: float = 0.655, prompt: str = "a red circle", tier: str = "1") -> Path:
+    summary, rows = synthetic.evaluation(quality, prompts_per_tier=6)
+    if tier != "1":
+        for method in (summary["policy"], *summary["baselines"].values()):
+            method["per_tier"][tier] = method["per_tier"].pop("1")
+    run_dir.mkdir(parents=True)
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    renamed = [replace(row, tier=tier) if row.tier == "1" else row for row in rows]
+    write_rows(run_dir / IMAGES_FILE, renamed)
+    png = encode_png(synthetic.picture())
+    frames = tuple(Frame(action, 0, 3, 2, 0.5, png) for action in ("look", "restart", "stop"))
+    write_strips(run_dir / STRIPS_FILE, [Strip(prompt, tier, 1, 0.5, 3, 1, frames, png)])
+    rows_of_training = [
+        {
+            "iteration": i,
+            "episodes": 8,
+            "return": i / 9,
+            "nfe": 20.0 - i,
+            "entropy": 1.0,
+            "actions": {"stop": 1.0},
+        }
+        for i in range(1, 9)
+    ]
+    lines = [json.dumps(row) for row in rows_of_training]
+    (run_dir / "progress.jsonl").write_text("\n".join([*lines, '{"iteration": 9, "epi']))
+    return run_dir
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    assert reader.open == []
+    return reader
+
+
+def test_report_opens_with_the_truth_and_shows_all_numbers(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    reader = read(write_report(run_dir))
+    first_heading = re.search(r"<h1>(.*?)</h1>", (run_dir / "report.html").read_text())
+    assert first_heading
+    assert first_heading[1] == opening_sentence(summary)
+    for name, numbers in summary["baselines"].items():
+        assert name in reader.text
+        assert f"{numbers['quality']:.3f}" in reader.text
+    for verdict in summary["hypotheses"].values():
+        assert verdict["statement"] in reader.text
+    assert reader.text.count("passed") == 3
+    assert reader.tags.count("figure") == 6
+    assert {"look", "restart", "stop"} <= set(re.findall(r"\w+", reader.text))
+
+
+def test_report_needs_nothing_from_outside_and_runs_nothing(tmp_path: Path) -> None:
+    reader = read(write_report(write_run(tmp_path / "run")))
+    assert reader.sources
+    assert all(source.startswith("data:image/") for source in reader.sources)
+    assert not {"script", "link", "iframe", "object"} & set(reader.tags)
+
+
+def test_hostile_prompts_tiers_and_run_names_are_text(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "<img src=x onerror=alert(2)>", prompt=HOSTILE, tier=HOSTILE)
+    reader = read(write_report(run_dir))
+    assert HOSTILE in reader.text
+    assert reader.handlers == []
+    assert "script" not in reader.tags
+    assert all(source.startswith("data:image/") for source in reader.sources)
+
+
+def test_verdicts_that_failed_or_could_not_be_tested_are_said_to_be_so(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", quality=0.5)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    summary["hypotheses"]["H1"] |= {"estimate": None, "ci95": None, "p": None, "passed": None}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    html = write_report(run_dir).read_text()
+    verdicts = re.findall(r'class="verdict (\w+)">([\w ]+)<', html)
+    assert verdicts == [("none", "not tested"), ("no", "failed"), ("yes", "passed")]
+    assert "Nothing was saved: " in html
+
+
+def test_report_without_training_strips_and_tiers(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    (run_dir / "progress.jsonl").unlink()
+    (run_dir / STRIPS_FILE).unlink()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for method in (summary["policy"], *summary["baselines"].values()):
+        method["per_tier"] = {}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    reader = read(write_report(run_dir))
+    assert "Training" not in reader.text
+    assert "image by image" not in reader.text
+    assert "Per tier" not in reader.text
+
+
+def test_torn_and_empty_lines_of_a_progress_log_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    path.write_text('{"iteration": 1, "episodes": 4}\n{"iteration": 2, "episodes": 0}\n{"itera')
+    assert [row["iteration"] for row in training_rows(path)] == [1]
+    assert training_rows(tmp_path / "none.jsonl") == []
+
+
+def test_figures_are_the_same_bytes_for_the_same_numbers() -> None:
+    summary, _ = synthetic.evaluation(0.65, prompts_per_tier=4)
+    assert pareto(summary, "nfe") == pareto(summary, "nfe")
+    assert pareto(summary, "nfe") != pareto(summary, "cost")
+
+
+def test_an_action_keeps_its_colour_whatever_its_number() -> None:
+    assert action_colour("leap-2") == action_colour("leap-3") != action_colour("continue")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"policy": 1}', "\x00"])
+def test_a_run_without_an_evaluation_is_one_line(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UserError, match="addiffusion evaluate") as caught:
+        read_summary(tmp_path)
+    assert "\n" not in str(caught.value)

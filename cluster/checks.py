@@ -47,7 +47,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield guarded("reward models", lambda: reward_files(run.backbone.scorers))
     if run.registry.enabled:
         yield guarded("MLflow registry", lambda: mlflow_store(run))
-    yield guarded("prompts", lambda: prompts(settings))
+    yield guarded("prompts and actions", lambda: inputs(settings))
 
 
 def guarded(name: str, examine: Callable[[], Check]) -> Check:
@@ -171,9 +171,10 @@ def mlflow_store(run: RunConfig) -> Check:
     return Check("MLflow registry", True, uri)
 
 
-def prompts(settings: Settings) -> Check:
-    """Prompts of training and evaluation can be read."""
-    from cluster.train_command import check_prompts
+def inputs(settings: Settings) -> Check:
+    """Prompts of training and evaluation can be read, and the actions exist."""
+    from cluster.train_command import check_inputs
 
-    check_prompts(settings)
-    return Check("prompts", True, f"{settings.run.prompts.source}, evaluation: {settings.evaluation.prompts}")
+    check_inputs(settings)
+    found = f"{settings.run.prompts.source}, evaluation: {settings.evaluation.prompts}"
+    return Check("prompts and actions", True, found)

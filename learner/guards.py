@@ -31,23 +31,27 @@ def check_finite(values: Mapping[str, float], weights: Mapping[str, torch.Tensor
 
 
 class LostEpisodes:
-    """Counts iterations that came back with fewer episodes than asked for."""
+    """Bears with iterations that come back with too few episodes while a dead env runner is replaced.
 
-    def __init__(self, expected: int, patience: int = 3) -> None:
+    patience_s: how long they may go on coming back so; the loss of a process is mended long before, an
+    error that kills every new one never.
+    """
+
+    def __init__(self, expected: int, patience_s: float = 300.0) -> None:
         self.expected = expected
-        self.patience = patience
-        self.in_a_row = 0
+        self.patience_s = patience_s
+        self._since: float | None = None
 
-    def update(self, episodes: int, iteration: int) -> None:
-        """Raise TrainingFailure when too many iterations in a row lost some, or one lost all twice."""
+    def update(self, episodes: int, now: float) -> None:
+        """Take one iteration's count at a time in seconds. Raises TrainingFailure."""
         if episodes >= self.expected:
-            self.in_a_row = 0
+            self._since = None
             return
-        self.in_a_row += 1
-        if self.in_a_row >= self.patience:
+        self._since = now if self._since is None else self._since
+        if now - self._since >= self.patience_s:
             raise TrainingFailure(
-                f"iteration {iteration}: {episodes} of {self.expected} episodes came back, "
-                f"{self.in_a_row} iterations in a row; the env runners' own messages say why"
+                f"for {now - self._since:.0f} s only part of the episodes came back (now {episodes} of "
+                f"{self.expected}); the env runners' own messages say why"
             )
 
 

@@ -10,11 +10,12 @@ from dataclasses import asdict
 
 import gymnasium
 import numpy as np
-from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from actors.env_runner import DiffusionEnvRunner, RunnerSettings
-from learner.config import RunConfig
+from learner.config import PPOSettings, RunConfig
 from learner.module import PolicyModule
 
 
@@ -77,7 +78,7 @@ def ppo_config(config: RunConfig, settings: RunnerSettings) -> PPOConfig:
             clip_param=ppo.clip_param,
             vf_loss_coeff=ppo.value_coeff,
             vf_clip_param=ppo.value_clip,
-            entropy_coeff=entropy_schedule(config),
+            entropy_coeff=entropy_schedule(ppo),
             grad_clip=ppo.grad_clip,
             grad_clip_by="global_norm",
             use_kl_loss=False,
@@ -88,13 +89,20 @@ def ppo_config(config: RunConfig, settings: RunnerSettings) -> PPOConfig:
     )
 
 
-def entropy_schedule(config: RunConfig) -> list[tuple[int, float]]:
-    """RLlib's schedule over sampled decisions.
-
-    The run's number of decisions is not known beforehand: an episode is taken to hold as many as the
-    reference schedule leaves after the warm-up.
-    """
-    ppo, engine = config.ppo, config.engine
-    decisions = ppo.iterations * ppo.episodes_per_iteration * max(engine.num_steps - engine.warmup_steps, 1)
-    end = max(int(ppo.entropy_decay * decisions), 1)
+def entropy_schedule(ppo: PPOSettings) -> list[tuple[int, float]]:
+    """RLlib's piecewise linear schedule, over iterations."""
+    end = max(round(ppo.entropy_decay * ppo.iterations), 1)
     return [(0, ppo.entropy_start), (end, ppo.entropy_end)]
+
+
+def set_entropy_bonus(algorithm: PPO, iteration: int) -> None:
+    """Move the schedule to an iteration, before each of them.
+
+    Left alone, RLlib moves it by sampled steps, whose number is not known beforehand, and begins anew
+    after a restore.
+    """
+    algorithm.learner_group.foreach_learner(
+        lambda learner: learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(
+            timestep=iteration
+        )
+    )

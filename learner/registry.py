@@ -50,8 +50,11 @@ class RegisteredPolicy(mlflow.pyfunc.PythonModel):
         """Load the network from the artifact folder."""
         self._network, _ = load_policy(Path(context.artifacts[_MODEL]))
 
-    def predict(
-        self, context: Any, model_input: Any, params: dict[str, Any] | None = None
+    def predict(  # MLflow would take a type hint of model_input for a schema; the signature is one
+        self,
+        context: Any,
+        model_input,  # noqa: ANN001
+        params: dict[str, Any] | None = None,
     ) -> NDArray[np.float32]:
         """Action probabilities [B, A] of B observations, an array or what becomes one."""
         actions = self._network.num_actions
@@ -168,7 +171,8 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
         raise UserError(
             f"policy={name_or_path}: not in the registry {mlflow.get_tracking_uri()} ({reason})"
         ) from error
-    return local / "artifacts" / _MODEL
+    (artifact,) = (local / "artifacts").iterdir()
+    return artifact
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

@@ -26,13 +26,16 @@ from actors.references import Reference, reference_key
 from learner import checkpoints, references, registry, session
 from learner.config import RunConfig
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
-from learner.ppo import ppo_config
+from learner.ppo import ppo_config, set_entropy_bonus
 from learner.progress import ProgressFile, iteration_row
 from rewards_service.arithmetic import RewardConfig, dual_variable, quality
 
 Progress = Callable[[dict[str, Any]], None]
 #: Requests whose references are scored all the way, for normalisation and score scales.
 _CALIBRATION_REQUESTS = 64
+#: How often what is left of a chunk of references is given out, and how long a restart may take.
+_ATTEMPTS = 5
+_RESTART_S = 180.0
 #: The seeds' second reward compares DDIM-50 with DDIM-20.
 _SHORT = 0.4
 
@@ -87,14 +90,14 @@ class Run:
 
     def calibrate(self) -> None:
         """Run the references; fix the input normalisation, the scores' scales and sigma on them."""
-        config = self.config
-        observed = self._run_references(self.requests[:_CALIBRATION_REQUESTS], config.engine.num_steps, True)
+        calibration = self.requests[:_CALIBRATION_REQUESTS]
+        observed = self._run_references(calibration, self.config.engine.num_steps, observe=True)
         statistics = references.normalisation(observed)
         mean_D, std_D = torch.from_numpy(statistics.mean_D), torch.from_numpy(statistics.std_D)
         self.algorithm.learner_group.foreach_learner(
             lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().set_normalisation(mean_D, std_D)
         )
-        found = self._all_references(observed)
+        found = self._table(self.config.engine.num_steps, observed)
         prompts = [reference.request.prompt for reference in found]
         self.reward = replace(self.reward, scales=references.score_scales(found))
         qualities = np.array([quality(reference.scores, self.reward) for reference in found])
@@ -107,7 +110,7 @@ class Run:
         self.iteration, self.seconds = state.iteration, state.seconds
         self.reward = replace(self.reward, scales=state.scales, c_nfe=state.c_nfe)
         self.sigma = state.sigma
-        self._begin(self._all_references([]))
+        self._begin(self._table(self.config.engine.num_steps, []))
 
     def _begin(self, found: Sequence[Reference]) -> None:
         """Set the targets, and give all env runners the learner's weights."""
@@ -122,9 +125,6 @@ class Run:
             from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
         )
 
-    def _all_references(self, done: Sequence[Reference]) -> list[Reference]:
-        return self._table(self.config.engine.num_steps, done)
-
     def _table(self, num_steps: int, done: Sequence[Reference]) -> list[Reference]:
         """References of all requests on a schedule of `num_steps`, from the run's table or computed now."""
         path = self.run_dir / "references.parquet"
@@ -135,31 +135,59 @@ class Run:
         table = references.read_table(path)
         table |= {by_request[reference.request]: reference for reference in done}
         left = references.missing(self.requests, keys, table)
-        chunk = self.config.resources.slots * max(self.config.resources.num_env_runners, 1)
-        for start in range(0, len(left), chunk):
-            computed = self._run_references(left[start : start + chunk], num_steps, False)
-            table |= {by_request[reference.request]: reference for reference in computed}
-            total = len(self.requests)
-            self.report(
-                {"phase": "references", "done": total - len(left) + start + len(computed), "total": total}
-            )
+        computed = self._run_references(left, num_steps, observe=False)
+        table |= {by_request[reference.request]: reference for reference in computed}
         references.write_table(path, table)
         return [table[key] for key in keys]
 
     def _run_references(
+        self, requests: Sequence[EpisodeRequest], num_steps: int, *, observe: bool
+    ) -> list[Reference]:
+        """Computed by all env runners in parallel, a chunk at a time so that progress is seen."""
+        resources = self.config.resources
+        chunk = resources.slots * max(resources.num_env_runners, 1)
+        before = len(self.requests) - len(requests) if not observe else 0
+        done: list[Reference] = []
+        while len(done) < len(requests):
+            now = requests[len(done) : len(done) + chunk]
+            done += self._run_chunk(now, num_steps, observe)
+            self.report({"phase": "references", "done": before + len(done), "total": len(self.requests)})
+        return done
+
+    def _run_chunk(
         self, requests: Sequence[EpisodeRequest], num_steps: int, observe: bool
     ) -> list[Reference]:
-        reward, serial = self.reward, self.config.resources.num_env_runners == 0
+        """What a dying env runner leaves undone is done by those that live."""
+        group, reward = self.algorithm.env_runner_group, self.reward
+        done: dict[EpisodeRequest, Reference] = {}
+        for _ in range(_ATTEMPTS):
+            self._await_env_runners()
+            left = [request for request in requests if request not in done]
+            live = group.healthy_env_runner_ids() or [0]
 
-        def run_share(runner: DiffusionEnvRunner) -> list[Reference]:
-            part, parts = runner.share
-            return runner.run_references(requests[part::parts], reward, num_steps, observe=observe)
+            def run_share(runner: DiffusionEnvRunner) -> list[Reference]:
+                share = left[live.index(runner.index) :: len(live)]  # noqa: B023
+                return runner.run_references(share, reward, num_steps, observe=observe)
 
-        parts = self.algorithm.env_runner_group.foreach_env_runner(run_share, local_env_runner=serial)
-        done = [reference for part in parts for reference in part]
-        if len(done) < len(requests):
-            raise TrainingFailure("an env runner failed on its references; its own message says why")
-        return done
+            parts = group.foreach_env_runner(run_share, local_env_runner=live == [0])
+            done |= {reference.request: reference for part in parts for reference in part}
+            if len(done) == len(requests):
+                return [done[request] for request in requests]
+        raise TrainingFailure("references: the env runners kept failing; their own messages say why")
+
+    def _await_env_runners(self) -> None:
+        """Wait until one env runner lives; RLlib goes on without any, at once and with empty results."""
+        group = self.algorithm.env_runner_group
+        if self.config.resources.num_env_runners == 0:
+            return
+        deadline = time.monotonic() + _RESTART_S
+        while group.num_healthy_remote_env_runners() == 0:
+            self.algorithm.restore_env_runners(group)
+            if time.monotonic() > deadline:
+                raise TrainingFailure(
+                    f"no env runner came back within {_RESTART_S:.0f} s; their own messages say why"
+                )
+            time.sleep(1.0)
 
     # -- the iterations ------------------------------------------------------------------------------
 
@@ -176,7 +204,7 @@ class Run:
                 ended = "interrupted" if stop.signalled else "time limit"
                 break
             row = self._iterate_once()
-            lost.update(row["episodes"], self.iteration)
+            lost.update(row["episodes"], time.monotonic())
             file.append(row)
             self.report(row | {"phase": "training"})
             if row["episodes"] == 0:
@@ -197,8 +225,10 @@ class Run:
         return ended
 
     def _iterate_once(self) -> dict[str, Any]:
+        self._await_env_runners()
         orders = Orders(self.iteration, self.reward, self.targets)
         self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
+        set_entropy_bonus(self.algorithm, self.iteration)
         started = time.monotonic()
         results = self.algorithm.train()
         spent = time.monotonic() - started

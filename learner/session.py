@@ -60,6 +60,7 @@ class World:
 @contextlib.contextmanager
 def ray_session(resources: ResourcesConfig) -> Iterator[None]:
     """Connect to Ray, starting a local one if no address is given; stop it if it was started here."""
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
@@ -70,7 +71,6 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
     options = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES} if local else {}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     ray.init(
         address="local" if local else resources.address,
         include_dashboard=False if local else None,

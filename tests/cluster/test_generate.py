@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from tests.cluster.conftest import Say
-from tests.evaluation.fakes import fake_recipe, saved_policy
+from tests.evaluation.fakes import open_fake_bench, saved_policy
 from tune_configs.loading import compose
 
 
 @pytest.fixture
 def policy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """runs/fake: a policy on the evaluation tests' backbone, which has a closed form."""
-    monkeypatch.setattr("evaluation.bench.bench_recipe", fake_recipe)
+    monkeypatch.setattr("evaluation.bench.bench_recipe", lambda backbone, config: open_fake_bench)
     run_dir = folder / "runs" / "fake"
     policy_dir = saved_policy(run_dir / "policy")
     (run_dir / "config.yaml").write_text(compose(["name=fake"]).to_yaml(), encoding="utf-8")

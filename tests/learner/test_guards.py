@@ -27,18 +27,18 @@ def test_bad_weights_are_named() -> None:
         check_finite({}, weights, iteration=3)
 
 
-def test_losing_episodes_now_and_then_is_forgiven() -> None:
-    lost = LostEpisodes(expected=8, patience=3)
-    for iteration, episodes in enumerate([4, 0, 8, 4, 4, 8]):
-        lost.update(episodes, iteration)
+def test_losing_episodes_for_a_while_is_forgiven() -> None:
+    lost = LostEpisodes(expected=8, patience_s=60.0)
+    for now, episodes in [(0.0, 4), (50.0, 0), (70.0, 8), (100.0, 4), (150.0, 4), (155.0, 8)]:
+        lost.update(episodes, now)
 
 
-def test_losing_episodes_again_and_again_is_not() -> None:
-    lost = LostEpisodes(expected=8, patience=3)
-    lost.update(4, 1)
-    lost.update(0, 2)
-    with pytest.raises(TrainingFailure, match="0 of 8 episodes"):
-        lost.update(0, 3)
+def test_losing_episodes_for_long_is_not() -> None:
+    lost = LostEpisodes(expected=8, patience_s=60.0)
+    lost.update(4, 10.0)
+    lost.update(4, 60.0)
+    with pytest.raises(TrainingFailure, match=r"for 61 s .* \(now 3 of 8\)"):
+        lost.update(3, 71.0)
 
 
 def test_one_action_and_one_length_is_collapse() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ from actors import trajectory_store
 from actors.errors import UserError
 from actors.policy import load_policy
 from learner import checkpoints, session
-from learner.config import PPOSettings, ResourcesConfig, RunConfig
+from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
 from learner.guards import TrainingFailure
 from learner.progress import read_rows
 from learner.run import Run
@@ -164,24 +162,33 @@ def test_a_nan_ends_the_run_and_is_not_saved(tmp_path: Path, monkeypatch: pytest
 
 
 @contextmanager
-def sabotaged_world(config: RunConfig) -> Iterator[session.World]:
+def sabotaged_world(config: RunConfig, after: int) -> Iterator[session.World]:
     marker = config.run_dir / "sabotaged"
-    yield session.World(ToyBackbone, functools.partial(Saboteur, marker, 30), "toy")
+    yield session.World(ToyBackbone, functools.partial(Saboteur, marker, after), "toy")
 
 
-def test_a_killed_env_runner_is_replaced_and_training_goes_on(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("calls", [2, 40], ids=["among the references", "in training"])
+def test_a_killed_env_runner_is_replaced_and_training_goes_on(tmp_path: Path, calls: int) -> None:
     config = toy_config(
         tmp_path,
-        ppo=replace(toy_config(tmp_path).ppo, iterations=6),
+        ppo=replace(toy_config(tmp_path).ppo, iterations=100_000),
         resources=ResourcesConfig(num_env_runners=2, slots=4, groups=2),
+        checkpoints=CheckpointConfig(every=100_000, trajectories=False),
     )
-    result = train(config, world=sabotaged_world)
-    episodes = [row["episodes"] for row in read_rows(result.run_dir / "progress.jsonl")]
-    assert (result.run_dir / "sabotaged").exists()
-    assert result.ended == "finished"
-    assert min(episodes) < 16
+    marker = config.run_dir / "sabotaged"
+    episodes: list[int] = []
+
+    def stop_when_mended(row: dict[str, Any]) -> None:
+        if row["phase"] == "training":
+            episodes.append(row["episodes"])
+            if marker.exists() and episodes[-2:] == [16, 16]:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    result = train(config, progress=stop_when_mended, world=functools.partial(sabotaged_world, after=calls))
+    assert marker.exists()
+    assert result.ended == "interrupted"
     assert episodes[-1] == 16
-    assert json.loads((result.policy_dir / "policy.json").read_text())["metadata"]["iteration"] == 6
-    assert all(
-        np.isfinite(row["return"]) for row in read_rows(result.run_dir / "progress.jsonl") if row["episodes"]
-    )
+    assert load_policy(result.policy_dir)[1]["iteration"] == len(episodes)
+    if calls == 40:
+        assert min(episodes) < 16

@@ -1,0 +1,133 @@
+"""Which requests an env runner takes, and the episodes it hands to RLlib (no Ray session needed)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors import trajectory_store
+from actors.contracts import EpisodeRequest
+from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings, iteration_requests
+from actors.errors import UserError
+from actors.ledger import Target
+from actors.observations import ObservationConfig, ObservationSizes, Observer
+from learner.ppo import ppo_config
+from rewards_service.arithmetic import RewardConfig
+from tests.learner.toy import ToyBackbone, make_client, toy_config
+
+
+def test_a_pass_takes_every_request_once() -> None:
+    taken = [pair for iteration in range(5) for pair in iteration_requests(10, iteration, 4, seed=1)]
+    assert sorted(taken) == sorted((round_, index) for round_ in range(2) for index in range(10))
+    assert [index for _, index in taken[:10]] != [index for _, index in taken[10:]]
+
+
+def test_runners_share_an_iteration_without_overlap() -> None:
+    whole = iteration_requests(10, 3, 7, seed=1)
+    shares = [iteration_requests(10, 3, 7, seed=1, share=(part, 3)) for part in range(3)]
+    assert sorted(pair for share in shares for pair in share) == sorted(whole)
+    assert [len(share) for share in shares] == [2, 2, 3] or sum(map(len, shares)) == 7
+
+
+def test_another_seed_is_another_order() -> None:
+    assert iteration_requests(50, 0, 50, seed=1) != iteration_requests(50, 0, 50, seed=2)
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> DiffusionEnvRunner:
+    config = toy_config(tmp_path)
+    observer = Observer(ObservationConfig(), ObservationSizes(2, 3), len(config.engine.actions))
+    settings = RunnerSettings(
+        make_backbone=ToyBackbone,
+        make_client=make_client,
+        engine=config.engine,
+        observer=observer,
+        requests=tuple(EpisodeRequest(f"prompt {index}", index) for index in range(12)),
+        episodes_per_iteration=8,
+        slots=4,
+        groups=2,
+        seed=3,
+        trajectories=str(tmp_path / "trajectories"),
+    )
+    return DiffusionEnvRunner(config=ppo_config(config, settings))
+
+
+def orders(iteration: int) -> Orders:
+    target = Target({"clip_score": 0.0, "aesthetic": 0.0, "image_reward": 0.0})
+    return Orders(iteration, RewardConfig(), (target,) * 12)
+
+
+def test_episodes_are_whole_and_carry_what_ppo_needs(runner: DiffusionEnvRunner) -> None:
+    runner.take_orders(orders(0))
+    episodes = runner.sample()
+    assert len(episodes) == 8
+    for episode in episodes:
+        steps = len(episode)
+        assert episode.is_terminated
+        assert episode.get_observations().shape == (steps + 1, runner.settings.observer.dim)
+        logits_TA = np.asarray(episode.get_extra_model_outputs("action_dist_inputs"))
+        log_probs_T = np.asarray(episode.get_extra_model_outputs("action_logp"))
+        normalised = logits_TA - np.log(np.exp(logits_TA.astype(np.float64)).sum(axis=1, keepdims=True))
+        chosen = normalised[np.arange(steps), episode.get_actions()]
+        np.testing.assert_allclose(log_probs_T, chosen, atol=1e-5)
+
+
+def test_an_iteration_can_be_sampled_again(runner: DiffusionEnvRunner) -> None:
+    """What a replaced runner samples follows from its orders, not from what it did before."""
+    runner.take_orders(orders(5))
+    first = runner.sample()
+    runner.take_orders(orders(6))
+    runner.sample()
+    runner.take_orders(orders(5))
+    again = runner.sample()
+    for one, other in zip(first, again, strict=True):
+        assert one.id_ == other.id_
+        np.testing.assert_array_equal(one.get_actions(), other.get_actions())
+        np.testing.assert_array_equal(one.get_rewards(), other.get_rewards())
+
+
+def test_without_exploration_the_best_action_is_taken(runner: DiffusionEnvRunner) -> None:
+    runner.take_orders(orders(0))
+    for episode in runner.sample(explore=False):
+        logits_TA = np.asarray(episode.get_extra_model_outputs("action_dist_inputs"))
+        np.testing.assert_array_equal(episode.get_actions(), logits_TA.argmax(axis=1))
+
+
+def test_state_carries_orders_and_weights(runner: DiffusionEnvRunner) -> None:
+    runner.take_orders(orders(4))
+    state = runner.get_state()
+    runner.take_orders(orders(0))
+    runner.set_state(state)
+    assert runner.orders is not None
+    assert runner.orders.iteration == 4
+
+
+def test_older_weights_are_not_taken(runner: DiffusionEnvRunner) -> None:
+    state = runner.get_state()
+    zeros = {name: np.zeros_like(values) for name, values in state["rl_module"].items()}
+    runner.set_state({**state, "weights_seq_no": 3})
+    runner.set_state({"rl_module": zeros, "weights_seq_no": 2})
+    weights = runner.get_state()["rl_module"]
+    assert any(np.asarray(values).any() for values in weights.values())
+    runner.set_state({"rl_module": zeros, "weights_seq_no": 4})
+    assert not any(np.asarray(values).any() for values in runner.get_state()["rl_module"].values())
+
+
+def test_trajectories_are_stored_as_they_were(runner: DiffusionEnvRunner, tmp_path: Path) -> None:
+    runner.take_orders(orders(0))
+    episodes = {episode.id_: episode for episode in runner.sample()}
+    rows = trajectory_store.read(tmp_path / "trajectories").to_pylist()
+    assert len(rows) == sum(len(episode) for episode in episodes.values())
+    for row in rows:
+        episode, t = episodes[row["eps_id"]], row["t"]
+        np.testing.assert_array_equal(row["obs"], episode.get_observations(t))
+        assert row["actions"] == episode.get_actions(t)
+        assert row["rewards"] == pytest.approx(episode.get_rewards(t), abs=1e-6)
+        assert row["terminateds"] == (t == len(episode) - 1)
+
+
+def test_a_folder_without_trajectories_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no .parquet file"):
+        trajectory_store.read(tmp_path)

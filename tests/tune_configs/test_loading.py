@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from learner.config import RunConfig
 
 from actors.errors import UserError
+from learner.config import RunConfig
 from tune_configs.conversion import option_names
 from tune_configs.loading import FOLDER, compose, groups, settings_from_yaml
 

@@ -129,5 +129,5 @@ def test_trajectories_are_stored_as_they_were(runner: DiffusionEnvRunner, tmp_pa
 
 
 def test_a_folder_without_trajectories_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no .parquet file"):
+    with pytest.raises(UserError, match=r"no \.parquet file"):
         trajectory_store.read(tmp_path)

@@ -32,7 +32,7 @@ def test_the_table_gives_back_what_was_written(tmp_path: Path) -> None:
 def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     path = tmp_path / "references.parquet"
     path.write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(UserError, match="references=.*damaged"):
+    with pytest.raises(UserError, match=r"references=.*damaged"):
         references.read_table(path)
 
 

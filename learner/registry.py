@@ -50,13 +50,13 @@ class RegisteredPolicy(mlflow.pyfunc.PythonModel):
         """Load the network from the artifact folder."""
         self._network, _ = load_policy(Path(context.artifacts[_MODEL]))
 
-    def predict(  # MLflow would take a type hint of model_input for a schema; the signature is one
+    def predict(
         self,
         context: Any,
-        model_input,  # noqa: ANN001
+        model_input: np.ndarray,  # type: ignore[type-arg]  # MLflow reads this hint, and knows no other
         params: dict[str, Any] | None = None,
     ) -> NDArray[np.float32]:
-        """Action probabilities [B, A] of B observations, an array or what becomes one."""
+        """Action probabilities [B, A] of B observations."""
         actions = self._network.num_actions
         rows_BD = torch.as_tensor(np.asarray(model_input, dtype=np.float32))
         with torch.inference_mode():
@@ -107,8 +107,8 @@ def register(
     width, actions = network.policy_dim + network.num_actions, network.num_actions
     example_BD = np.concatenate([np.zeros((1, width - actions)), np.ones((1, actions))], axis=1)
     signature = ModelSignature(
-        Schema([TensorSpec(np.dtype(np.float32), (-1, width), "observation")]),
-        Schema([TensorSpec(np.dtype(np.float32), (-1, actions), "probabilities")]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
+        Schema([TensorSpec(np.dtype(np.float32), (-1, actions))]),
     )
     client = MlflowClient(tracking_uri=uri)
     mlflow.set_tracking_uri(uri)

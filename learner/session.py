@@ -21,7 +21,6 @@ import numpy as np
 import ray
 import torch
 
-from actors.backbones import load_backbone
 from actors.contracts import Backbone
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
@@ -30,7 +29,6 @@ from learner.config import BackboneConfig, ResourcesConfig, RunConfig
 from rewards_service import actor as reward_actor
 from rewards_service.client import ActorClient
 from rewards_service.contracts import RewardClient
-from rewards_service.world import load_scorers
 from shapes import weights
 
 #: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
@@ -90,6 +88,9 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
 @contextlib.contextmanager
 def world(config: RunConfig) -> Iterator[World]:
     """The configured backbone and a pool of reward actors, which ends with the context."""
+    # Heavy libraries: imported by those alone who hold a scorer, or below a backbone.
+    from rewards_service.world import load_scorers
+
     folder = Path(config.backbone.scorers) if config.backbone.scorers else Path(weights.PATH)
     resources, name = config.resources, f"rewards-{uuid.uuid4().hex[:8]}"
     pool = reward_actor.start(
@@ -144,4 +145,6 @@ def _describe(
 
 
 def _make_backbone(config: BackboneConfig) -> Backbone:
+    from actors.backbones import load_backbone
+
     return load_backbone(config.name, dtype=config.dtype, device=config.device)

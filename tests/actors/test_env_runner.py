@@ -28,7 +28,7 @@ def test_runners_share_an_iteration_without_overlap() -> None:
     whole = iteration_requests(10, 3, 7, seed=1)
     shares = [iteration_requests(10, 3, 7, seed=1, share=(part, 3)) for part in range(3)]
     assert sorted(pair for share in shares for pair in share) == sorted(whole)
-    assert [len(share) for share in shares] == [2, 2, 3] or sum(map(len, shares)) == 7
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_another_seed_is_another_order() -> None:

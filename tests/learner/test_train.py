@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,7 @@ from tests.learner.toy import Saboteur, ToyBackbone, toy_config, toy_world
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 LEARNING = PPOSettings(
-    iterations=16, episodes_per_iteration=64, minibatch_size=128, hidden=(32,), lr=5e-3, num_epochs=6
+    iterations=30, episodes_per_iteration=64, minibatch_size=64, hidden=(32,), lr=5e-3, entropy_start=0.01
 )
 
 
@@ -50,15 +51,17 @@ def test_ppo_learns_to_restart_bad_seeds_and_to_stop_good_ones(tmp_path: Path) -
     config = toy_config(tmp_path, ppo=LEARNING)
     result = train(config, progress=told.append, world=toy_world)
     rows = read_rows(result.run_dir / "progress.jsonl")
-    assert [row["iteration"] for row in rows] == list(range(1, 17))
+    assert [row["iteration"] for row in rows] == list(range(1, 31))
     assert result.ended == "finished"
     # Half of all seeds are good: only a policy that restarts the others gets beyond that.
-    assert rows[0]["scores"]["image_reward"] < 0.65
-    assert rows[-1]["scores"]["image_reward"] > 0.75
-    assert rows[-1]["return"] > rows[0]["return"] + 0.1
+    good = [row["scores"]["image_reward"] for row in rows]
+    returns = [row["return"] for row in rows]
+    assert np.mean(good[:3]) < 0.65
+    assert np.mean(good[-5:]) > 0.75
+    assert np.mean(returns[-5:]) > np.mean(returns[:3]) + 0.1
     phases = [row["phase"] for row in told]
     assert phases[0] == "starting"
-    assert phases.count("training") == 16
+    assert phases.count("training") == 30
     assert [row["done"] for row in told if row["phase"] == "references"][-1] == 32
 
 
@@ -167,8 +170,10 @@ def sabotaged_world(config: RunConfig, after: int) -> Iterator[session.World]:
     yield session.World(ToyBackbone, functools.partial(Saboteur, marker, after), "toy")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("calls", [2, 40], ids=["among the references", "in training"])
+@pytest.mark.parametrize(
+    "calls",
+    [pytest.param(2, marks=pytest.mark.slow, id="among the references"), pytest.param(40, id="in training")],
+)
 def test_a_killed_env_runner_is_replaced_and_training_goes_on(tmp_path: Path, calls: int) -> None:
     config = toy_config(
         tmp_path,

@@ -86,11 +86,7 @@ def train_preference(work: Path, steps: int = STEPS, start_from: Path | None = N
     captured: dict[str, torch.Tensor] = {}
     network.transformer.register_forward_hook(lambda module, inputs, output: captured.update(hidden=output))
     modules = nn.ModuleList([network, dense_head])
-    apart: list[torch.nn.Parameter] = [
-        network.token_embedding.weight,
-        network.image_positions,
-        network.token_positions,
-    ]
+    apart = [*network.token_embedding.parameters(), network.image_positions, network.token_positions]
     apart += [network.class_token, *network.head.parameters(), *dense_head.parameters()]
     optimizer = MuonAdamW(modules.parameters(), apart, LEARNING_RATE, weight_decay=0.02)
     held = len(samples.strict) - 512

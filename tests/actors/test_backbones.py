@@ -65,7 +65,12 @@ def test_a_prompt_is_encoded_once(pipeline_folder: Path, monkeypatch: pytest.Mon
     fresh = load_backbone(str(pipeline_folder))
     encoded: list[str] = []
     encode = fresh._encode
-    monkeypatch.setattr(fresh, "_encode", lambda prompts: encoded.extend(prompts) or encode(prompts))
+
+    def counted(prompts: list[str]) -> object:
+        encoded.extend(prompts)
+        return encode(prompts)
+
+    monkeypatch.setattr(fresh, "_encode", counted)
     first = fresh.encode_prompts(["owl", "fox", "owl"])
     again = fresh.encode_prompts(["fox"])
     assert encoded == ["owl", "fox", ""]

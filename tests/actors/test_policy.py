@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_first_policy_is_almost_uniform_and_weights_are_orthogonal() -> None:
     observations = torch.randn(50, 300)
     probabilities = network(observations, torch.ones(50, 6, dtype=torch.bool)).softmax(dim=1)
     assert float((probabilities - 1 / 6).abs().max()) < 0.05
-    weight = network.layers[2].weight  # 256 x 512, gain sqrt(2)
+    weight = cast(torch.Tensor, network.layers[2].weight)  # 256 x 512, gain sqrt(2)
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(256), atol=1e-3, rtol=0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_a_learned_policy_decides_the_same_in_any_number_of_slots() -> None:
     engine, observer = make()
     torch.manual_seed(0)
     network = PolicyNetwork(observer.policy_dim, engine.num_actions, hidden=(16,))
-    torch.nn.init.normal_(network.layers[-1].weight)
+    torch.nn.init.normal_(cast(torch.Tensor, network.layers[-1].weight))
     decider = PolicyDecider(network, observer)
     one, seven = (
         rollout(engine, decider, observer, REQUESTS[:9], slots=slots, scorer=brightness_scorer)

@@ -27,7 +27,7 @@ from learner.config import (
     RunConfig,
 )
 from rewards_service.arithmetic import RewardConfig
-from rewards_service.contracts import Scores
+from rewards_service.contracts import Pending, Scores
 from rewards_service.local import LocalClient
 
 
@@ -80,7 +80,7 @@ class ToyScorer:
     """All scores of the embedded world, from the brightness of the image."""
 
     name = "toy"
-    outputs = ("clip_score", "aesthetic", "image_reward", "clip_image", "clip_text", "dino")
+    outputs: tuple[str, ...] = ("clip_score", "aesthetic", "image_reward", "clip_image", "clip_text", "dino")
 
     def score(self, images: Images, prompts: Sequence[str]) -> Scores:
         bright_N = images.reshape(len(images), -1).mean(axis=1).astype(np.float32) / 255.0
@@ -111,7 +111,7 @@ class Saboteur:
     def __init__(self, marker: Path, after: int) -> None:
         self.marker, self.after, self.calls, self.client = marker, after, 0, make_client()
 
-    def submit(self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None):  # noqa: ANN201
+    def submit(self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None) -> Pending:
         self.calls += 1
         if self.calls > self.after and not self.marker.exists():
             self.marker.touch()

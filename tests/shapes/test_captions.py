@@ -132,13 +132,13 @@ def test_specs_check_themselves() -> None:
 def test_no_rewording_moves_a_scene_to_another_split() -> None:
     rng = np.random.default_rng(0)
     several = 0
-    for index in range(400):
+    for index in range(300):
         caption = sample_spec(rng, TIERS[index % 4]).caption
         told = rewordings(caption)
         several += len(set(told)) > 1
         assert {canonical(parse(version)) for version in told} == {canonical(parse(caption))}
         assert {split_of(version) for version in told} == {split_of(caption)}
-    assert several > 200
+    assert several > 100
 
 
 def test_canonical_tells_different_scenes_apart() -> None:
@@ -167,9 +167,9 @@ def test_scene_counts_match_arithmetic() -> None:
 
 def test_splits_have_their_shares() -> None:
     rng = np.random.default_rng(1)
-    drawn = Counter(split_of(sample_spec(rng, 4).caption) for _ in range(2000))
-    assert drawn["test"] / 2000 == pytest.approx(0.15, abs=0.03)
-    assert drawn["validation"] / 2000 == pytest.approx(0.05, abs=0.02)
+    drawn = Counter(split_of(sample_spec(rng, 4).caption) for _ in range(1000))
+    assert drawn["test"] / 1000 == pytest.approx(0.15, abs=0.04)
+    assert drawn["validation"] / 1000 == pytest.approx(0.05, abs=0.025)
 
 
 def test_sampling_respects_the_split() -> None:

@@ -19,7 +19,7 @@ def outline(shape: str) -> Floats64:
         return np.stack([np.array(radii) * np.cos(angles), np.array(radii) * np.sin(angles) + down], axis=1)
 
     if shape == "circle":
-        return ring(*[1.0] * 720)
+        return ring(*[1.0] * 180)
     if shape == "square":
         return 0.88 * np.array([(1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0)])
     if shape == "triangle":
@@ -45,9 +45,9 @@ def coverage(item: PlacedObject, samples: int = 6) -> Floats64:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_signed_distance_agrees_with_a_dense_outline(shape: str) -> None:
     corners = outline(shape)
-    weights = np.linspace(0, 1, 400)[:, None, None]
-    dense = (corners * (1 - weights) + np.roll(corners, -1, axis=0) * weights).reshape(-1, 2)[::3]
-    points = np.random.default_rng(0).uniform(-1.8, 1.8, (300, 2))
+    weights = np.linspace(0, 1, 2160 // len(corners))[:, None, None]
+    dense = (corners * (1 - weights) + np.roll(corners, -1, axis=0) * weights).reshape(-1, 2)
+    points = np.random.default_rng(0).uniform(-1.8, 1.8, (200, 2))
     nearest = np.sqrt(((points[:, None] - dense) ** 2).sum(-1).min(axis=1))
     expected = np.where(Path(corners).contains_points(points), -nearest, nearest)
     distance = signed_distance(
@@ -82,17 +82,19 @@ def test_area_is_exact_where_the_paint_is_known() -> None:
         for radius in (6.0, 9.0, 13.0):
             distance = radius * signed_distance(shape, (columns - 31.7) / radius, (rows - 32.4) / radius)
             soft = np.clip(0.5 - distance, 0, 1).sum()
-            exact = coverage(PlacedObject("red", shape, 31.7, 32.4, radius), samples=10).sum()
+            exact = coverage(PlacedObject("red", shape, 31.7, 32.4, radius), samples=8).sum()
             assert soft == pytest.approx(exact, rel=0.025)
 
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_placed_scenes_keep_their_promises(tier: int) -> None:
     rng = np.random.default_rng(tier)
-    for _ in range(150):
+    homeless = 0
+    for _ in range(100):
         spec = sample_spec(rng, tier)
         objects = place(spec, rng)
         if objects is None:
+            homeless += 1
             continue
         kinds = [(group.spec, index) for index, group in enumerate(spec.groups) for _ in range(group.count)]
         assert [(o.color, o.shape) for o in objects] == [(kind.color, kind.shape) for kind, _ in kinds]
@@ -109,14 +111,14 @@ def test_placed_scenes_keep_their_promises(tier: int) -> None:
                 "below": subject.y - other.y,
             }[relation.kind]
             assert gap > 6
+    assert homeless <= 2
 
 
 def test_objects_neither_touch_nor_leave_the_picture() -> None:
     rng = np.random.default_rng(5)
     for _ in range(12):
         objects = place(sample_spec(rng, 4), rng)
-        if objects is None:
-            continue
+        assert objects is not None
         masks = [coverage(item, samples=3) for item in objects]
         assert (np.sum(masks, axis=0) <= 1).all()
         for mask in masks:
@@ -166,10 +168,10 @@ def test_unknown_texture_is_refused() -> None:
 
 
 def test_scene_batch_stays_in_its_split_and_tiers() -> None:
-    images, captions = scene_batch(np.random.default_rng(0), 40, "validation", tiers=(2, 4))
-    assert images.shape == (40, IMAGE_SIZE, IMAGE_SIZE, 3)
+    images, captions = scene_batch(np.random.default_rng(0), 24, "validation", tiers=(2, 4))
+    assert images.shape == (24, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert images.dtype == np.uint8
     assert {split_of(caption) for caption in captions} == {"validation"}
     assert {parse(caption).tier for caption in captions} == {2, 4}
-    every = scene_batch(np.random.default_rng(0), 60, "train")[1]
+    every = scene_batch(np.random.default_rng(0), 30, "train")[1]
     assert {parse(caption).tier for caption in every} == set(TIERS)

@@ -14,7 +14,7 @@ from shapes.render import PlacedObject, place, render, scene_batch
 from shapes.verify import Verdict, strict_score, verify
 
 Image = NDArray[np.uint8]
-PER_TIER = 90
+PER_TIER = 60
 
 
 @lru_cache
@@ -92,11 +92,10 @@ def test_textures_are_told_apart_even_when_blurred() -> None:
 
 def test_detections_measure_what_was_drawn() -> None:
     rng = np.random.default_rng(4)
-    for _ in range(60):
+    for _ in range(40):
         spec = sample_spec(rng, 4)
         objects = place(spec, rng)
-        if objects is None:
-            continue
+        assert objects is not None
         _, detections = detect(render(objects, spec.texture, rng))
         assert len(detections) == len(objects)
         for item in objects:

@@ -8,10 +8,8 @@ PACKAGES := actors cluster evaluation learner rewards_service shapes tune_config
 ARGS ?=
 RUN ?= run
 
-.PHONY: train test lint types report clean
-.DEFAULT_GOAL := help
+.PHONY: help train test lint types report clean
 
-.PHONY: help
 help:
 	@echo "make train   train a policy, register it, evaluate it, write the report   (ARGS=\"OPTION=VALUE ...\")"
 	@echo "make report  write the report of a run again   (RUN=name)"

@@ -6,7 +6,7 @@ uint8 numpy in B x H x W x 3, and an episode's randomness comes from its own see
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from actors.engine import Episode
 
 Images = NDArray[np.uint8]
+#: One preview's scores: scalars and embeddings.
+ScoreRow = Mapping[str, NDArray[np.float32] | np.float32]
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 
 #: The quality vector an observation may hold, in this order (see ORIGINAL formulation, "State").

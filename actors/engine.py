@@ -11,14 +11,14 @@ waits for the device once; a NaN is an error with prompt and step, never a value
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from actors.actions import Advance, Refine, legal_row, make_actions
-from actors.contracts import Backbone, Conditioning, DecisionRecord, EpisodeRequest, Images
+from actors.contracts import Backbone, Conditioning, DecisionRecord, EpisodeRequest, Images, ScoreRow
 from actors.episode import EngineConfig, Episode
 from actors.errors import UserError
 from actors.observations import quality_vector
@@ -145,7 +145,7 @@ class Engine:
         """Small images of the present clean predictions, B x H x W x 3."""
         return self.backbone.preview(torch.stack([episode.clean_CHW for episode in episodes]))
 
-    def receive_look(self, episode: Episode, scores: Mapping[str, NDArray[np.float32]]) -> None:
+    def receive_look(self, episode: Episode, scores: ScoreRow) -> None:
         """Enter one preview's scores (a row of what the scorer gave); the look is counted here.
 
         `image_reward` must be among them; whatever else the scorer does not give stays zero. An episode

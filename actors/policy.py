@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from actors.observations import Observer
 ILLEGAL_LOGIT = -1e9
 OBSERVATION_LIMIT = 10.0
 """Normalised observations are clipped here: a feature never seen in training cannot take over."""
+SMALLEST_STD = 1e-6
+"""Of a feature that never varied while it was measured."""
 WEIGHTS_FILE = "policy.safetensors"
 METADATA_FILE = "policy.json"
 
@@ -50,7 +52,7 @@ class _NormalisedMLP(nn.Module):
 
     def normalised(self, inputs_BD: torch.Tensor) -> torch.Tensor:
         """Inputs in standard deviations from their mean, clipped."""
-        scaled_BD = (inputs_BD - self.obs_mean) / self.obs_std
+        scaled_BD = (inputs_BD - self.obs_mean) / self.obs_std.clamp_min(SMALLEST_STD)
         return scaled_BD.clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
 
 
@@ -139,12 +141,20 @@ def save_policy(folder: str | Path, network: PolicyNetwork, metadata: dict[str, 
         "metadata": metadata,
     }
     weights = {name: values.detach().cpu().contiguous() for name, values in network.state_dict().items()}
-    aside = folder / f".{WEIGHTS_FILE}.{os.getpid()}"
-    save_file(weights, aside, metadata={"policy": json.dumps(header)})
-    os.replace(aside, folder / WEIGHTS_FILE)
-    aside = folder / f".{METADATA_FILE}.{os.getpid()}"
-    aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / METADATA_FILE)
+    packed = {"policy": json.dumps(header)}
+    _write_aside(folder / WEIGHTS_FILE, lambda aside: save_file(weights, aside, metadata=packed))
+    readable = json.dumps(header, indent=2) + "\n"
+    _write_aside(folder / METADATA_FILE, lambda aside: aside.write_text(readable, encoding="utf-8"))
+
+
+def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside the path, then rename onto it; on failure nothing is left behind."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def load_policy(folder: str | Path) -> tuple[PolicyNetwork, dict[str, Any]]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.config import RunConfig
-
 from tune_configs.loading import Settings
 
 GIB = 2**30
@@ -48,7 +47,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield guarded("reward models", lambda: reward_files(run.backbone.scorers))
     if run.registry.enabled:
         yield guarded("MLflow registry", lambda: mlflow_store(run))
-    yield guarded("prompts", lambda: prompts(settings))
+    yield guarded("prompts and actions", lambda: inputs(settings))
 
 
 def guarded(name: str, examine: Callable[[], Check]) -> Check:
@@ -140,8 +139,8 @@ def backbone_files(name: str) -> Check:
         from huggingface_hub import try_to_load_from_cache
 
         cached = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
-        found = f"{name}, {'in the cache' if cached else 'not in the cache'}"
-        return Check("backbone", cached, found, "backbone.name=FOLDER, or download it: hf download " + name)
+        where = f"{name}, {'in the cache' if cached else 'not in the cache'}"
+        return Check("backbone", cached, where, f"backbone.name=FOLDER, or download it: hf download {name}")
     found = (folder / "model_index.json").is_file()
     return Check(
         "backbone", found, str(folder), "no model_index.json there; give a folder in diffusers' format"
@@ -172,9 +171,10 @@ def mlflow_store(run: RunConfig) -> Check:
     return Check("MLflow registry", True, uri)
 
 
-def prompts(settings: Settings) -> Check:
-    """Prompts of training and evaluation can be read."""
-    from cluster.train_command import check_prompts
+def inputs(settings: Settings) -> Check:
+    """Prompts of training and evaluation can be read, and the actions exist."""
+    from cluster.train_command import check_inputs
 
-    check_prompts(settings)
-    return Check("prompts", True, f"{settings.run.prompts.source}, evaluation: {settings.evaluation.prompts}")
+    check_inputs(settings)
+    found = f"{settings.run.prompts.source}, evaluation: {settings.evaluation.prompts}"
+    return Check("prompts and actions", True, found)

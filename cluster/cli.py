@@ -107,9 +107,8 @@ def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An evaluated run.")], runs_dir: RunsDir = RUNS
 ) -> None:
     """Write the report of an evaluated run again."""
-    from evaluation.report import write_report
-
     from cluster.runs import find_run
+    from evaluation.report import write_report
 
     typer.echo(f"report: {write_report(find_run(run, runs_dir))}")
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
-from evaluation.config import EvaluationConfig
 
-from cluster.runs import CONFIG, find_policy
-from tune_configs.loading import compose, settings_from_yaml
+from cluster.runs import CONFIG, find_policy, settings_of
+from evaluation.config import EvaluationConfig
 
 
 def evaluate_and_report(policy: str, overrides: Sequence[str], *, runs_dir: Path) -> None:
@@ -22,16 +21,15 @@ def evaluate_and_report(policy: str, overrides: Sequence[str], *, runs_dir: Path
     The options are the run's own, or for other policies those of config.yaml, changed by `overrides`.
     """
     policy_dir = find_policy(policy, runs_dir)
-    run_dir = policy_dir.parent
-    if (run_dir / CONFIG).is_file():
-        settings = settings_from_yaml(run_dir / CONFIG, overrides)
-    else:
-        settings = compose(overrides)
-        run_dir = runs_dir / f"evaluation-{Path(policy).name}"
+    settings = settings_of(policy_dir, overrides)
+    in_run = (policy_dir.parent / CONFIG).is_file()
+    run_dir = policy_dir.parent if in_run else runs_dir / f"evaluation-{Path(policy).name}"
     run_evaluation(policy_dir, settings.evaluation, run_dir)
 
 
-def run_evaluation(policy_dir: Path, config: EvaluationConfig, run_dir: Path) -> None:
+def run_evaluation(
+    policy_dir: Path, config: EvaluationConfig, run_dir: Path, model_version: str | None = None
+) -> None:
     """Evaluate, write the report, and say the outcome in the report's own first sentence."""
     from evaluation.evaluate import evaluate
     from evaluation.headline import opening_sentence
@@ -39,6 +37,6 @@ def run_evaluation(policy_dir: Path, config: EvaluationConfig, run_dir: Path) ->
     from evaluation.report import write_report
 
     with progress_bar() as progress:
-        summary = evaluate(policy_dir, run_dir, config, progress)
+        summary = evaluate(policy_dir, run_dir, config, progress, model_version=model_version)
     typer.echo(opening_sentence(summary))
     typer.echo(f"report: {write_report(run_dir)}")

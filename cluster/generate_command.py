@@ -17,7 +17,7 @@ from rich.table import Table
 
 from actors.errors import UserError
 from actors.prompts import MAX_WORDS
-from cluster.runs import find_policy, newest_policy
+from cluster.runs import find_policy, newest_policy, settings_of
 
 if TYPE_CHECKING:
     from actors.contracts import EpisodeResult, Images
@@ -84,15 +84,13 @@ def decision_table(result: EpisodeResult) -> Table:
 
 
 def _paint(policy_dir: Path, prompt: str, seed: int, max_nfe: int | None) -> tuple[EpisodeResult, Images]:
-    from evaluation.bench import bench_recipe
-    from evaluation.config import EvaluationConfig
-    from evaluation.methods import read_policy
-
     from actors.contracts import EpisodeRequest
     from actors.rollout import rollout
+    from evaluation.bench import bench_recipe
+    from evaluation.methods import read_policy
 
     policy = read_policy(policy_dir, greedy=True, seed=seed)
-    bench = bench_recipe(policy.backbone_name, EvaluationConfig())()
+    bench = bench_recipe(policy.backbone_name, settings_of(policy_dir).evaluation)()
     opened = policy.open(bench)
     (result,) = rollout(
         opened.engine,

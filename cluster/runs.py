@@ -5,13 +5,15 @@ Always true here: nothing is created, and a name that leads nowhere is one line 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from actors.errors import UserError
+from actors.policy import WEIGHTS_FILE
 from tune_configs.conversion import nearest
+from tune_configs.loading import Settings, compose, settings_from_yaml
 
 CONFIG = "config.yaml"
-WEIGHTS_FILE = "policy.safetensors"
 
 
 def find_run(name: str, runs_dir: Path) -> Path:
@@ -56,9 +58,10 @@ def find_policy(name: str, runs_dir: Path) -> Path:
 
     Raises UserError if there is none by that name.
     """
-    for folder in (runs_dir / name / "policy", Path(name) / "policy", Path(name)):
-        if (folder / WEIGHTS_FILE).is_file():
-            return folder
+    for folder in (runs_dir / name, Path(name)):
+        for candidate in (folder / "policy", folder):
+            if (candidate / WEIGHTS_FILE).is_file():
+                return candidate
     if "@" not in name and "/" not in name:
         known = [run.name for run in trained_runs(runs_dir)]
         listed = f"the runs {', '.join(known)}, " if known else ""
@@ -68,4 +71,10 @@ def find_policy(name: str, runs_dir: Path) -> Path:
         )
     from learner import registry
 
-    return registry.fetch(name, uri=registry.tracking_uri(runs_dir))
+    return registry.policy_folder(name, uri=registry.tracking_uri(runs_dir))
+
+
+def settings_of(policy_dir: Path, overrides: Sequence[str] = ()) -> Settings:
+    """The settings that a policy was trained with, or where its run is not at hand those of config.yaml."""
+    stored = policy_dir.parent / CONFIG
+    return settings_from_yaml(stored, overrides) if stored.is_file() else compose(overrides)

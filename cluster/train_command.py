@@ -6,6 +6,8 @@ was interrupted or that fails later keeps its checkpoint, and the last line says
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from actors.errors import UserError
 from cluster.runs import CONFIG, find_run, free_name
 from tune_configs.loading import Settings, compose, settings_from_yaml
 
@@ -31,7 +34,7 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
     if dry_run:
         typer.echo(settings.to_yaml(), nl=False)
         return 0
-    check_prompts(settings)
+    check_inputs(settings)
     result = _train(settings, run_dir)
     if result.ended == "interrupted":
         typer.echo(
@@ -44,17 +47,19 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
 
     from cluster.evaluate_command import run_evaluation
 
-    run_evaluation(result.policy_dir, settings.evaluation, result.run_dir)
+    run_evaluation(result.policy_dir, settings.evaluation, result.run_dir, result.model_version)
     return 0
 
 
-def check_prompts(settings: Settings) -> None:
-    """Read the prompts of training and evaluation, so that a bad file is told before anything starts."""
+def check_inputs(settings: Settings) -> None:
+    """Read the prompts of training and evaluation and the names of the actions, before anything starts."""
+    from actors.actions import make_actions
     from actors.prompts import load_prompts
 
     prompts, evaluation = settings.run.prompts, settings.evaluation
     load_prompts(prompts.source, split=prompts.split, limit=prompts.limit, seed=prompts.seed)
     load_prompts(evaluation.prompts, split=evaluation.split, limit=1, seed=evaluation.seed)
+    make_actions(settings.run.engine.actions)
 
 
 def _new_run(overrides: Sequence[str]) -> Settings:
@@ -67,9 +72,19 @@ def _new_run(overrides: Sequence[str]) -> Settings:
 
 
 def _train(settings: Settings, resume: Path | None) -> TrainResult:
-    typer.echo(f"run: {resume or settings.run.run_dir}")
-    from learner.progress import LiveLine
+    """Train with a live line. A new run that ends before its first policy leaves no folder behind."""
+    from learner.progress import LiveLine, format_row
     from learner.train import train
 
-    with LiveLine() as line:
-        return train(settings.run, resume=resume, progress=line)
+    run_dir = resume or settings.run.run_dir
+    existed = run_dir.exists()
+    typer.echo(f"run: {run_dir}")
+    try:
+        if not sys.stdout.isatty():
+            return train(settings.run, resume=resume, progress=lambda row: typer.echo(format_row(row)))
+        with LiveLine() as line:
+            return train(settings.run, resume=resume, progress=line)
+    except (UserError, OSError):
+        if not existed and not (run_dir / "policy").exists():
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise

@@ -55,7 +55,7 @@ def evaluate(
     requests = evaluation_requests(config)
     open_bench = recipe(policy.backbone_name, config)
     bench = open_bench()
-    policy.open(bench)
+    policy.open(bench)  # whatever does not fit together is said before the first image
     baselines = baseline_methods(policy, config)
     cache = BaselineCache(run_dir.parent / CACHE_FOLDER, bench.identity)
     rows = {method.name: cache.known(method, requests) for method in baselines}

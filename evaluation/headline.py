@@ -26,29 +26,29 @@ def outcome(summary: Mapping[str, Any]) -> Outcome:
 def opening_sentence(summary: Mapping[str, Any]) -> str:
     """One sentence: what the policy saved, or that nothing was saved."""
     policy, needs = summary["policy"], summary["hypotheses"]["H2"]["front_needs"]
-    looks = " (looks included)" if policy["looks"] > 0 else ""
-    spent = {"nfe": f"{policy['nfe']:.1f} NFE", "cost": f"{policy['cost']:.1f} NFE{looks}"}
+    looks = ", looks included," if policy["looks"] > 0 else ""
+    spent = {"nfe": f"{policy['nfe']:.1f} NFE an image", "cost": f"{policy['cost']:.1f} NFE an image{looks}"}
     match outcome(summary):
         case "saved" if None not in needs.values():
             axis = min(needs, key=lambda axis: 1 - policy[axis] / needs[axis])
             return (
                 f"Saved {1 - policy[axis] / needs[axis]:.0%} of the compute: the policy spends {spent[axis]}"
-                f" an image where fixed schedules need {needs[axis]:.1f} for the same quality."
+                f" where fixed schedules need {needs[axis]:.1f} for the same quality."
             )
         case "saved":
             return (
-                f"Saved compute: with {spent['cost']} an image the policy is better than every fixed"
-                " schedule measured, whatever that one costs."
+                f"Saved compute: with {spent['cost']} the policy is better than every fixed schedule"
+                " measured, whatever that one costs."
             )
         case "nothing shown":
             return (
                 f"Nothing was saved that {summary['config']['images']} images can show: with {spent['cost']}"
-                " an image the policy is not better than fixed schedules at its cost."
+                " the policy is not measurably better than fixed schedules at its cost."
             )
         case "worse":
             return (
-                f"Nothing was saved: with {spent['cost']} an image the policy is worse than fixed schedules"
-                " at its cost."
+                f"Nothing was saved: with {spent['cost']} the policy is worse than fixed schedules at its"
+                " cost."
             )
 
 

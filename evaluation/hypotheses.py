@@ -96,7 +96,7 @@ def cost_follows_prompt(
     return {
         **_numbers(correlations[hardest]),
         "passed": all(correlation.low > 0 for correlation in correlations.values()),
-        "statement": "NFE rises with the prompt's tier and with its difficulty (rank correlation above 0).",
+        "statement": "NFE rises with the prompt’s tier and with its difficulty (rank correlation above 0).",
         "against": hardest,
         "correlations": {name: _numbers(correlation) for name, correlation in correlations.items()},
     }

@@ -64,7 +64,8 @@ class BaselineMethod:
     def open(self, bench: Bench) -> OpenMethod:
         """Its rule on this bench; a look asks for the one score the rule needs."""
         engine = Engine(bench.backbone, self.engine)
-        observer = _observer(ObservationConfig(policy="timestep", critic_sees_quality=False), bench, engine)
+        sizes = ObservationSizes(bench.backbone.feature_dim, bench.backbone.text_dim)
+        observer = Observer(ObservationConfig("timestep", False), sizes, engine.num_actions)
         scorer = bench.oracle if self.baseline.oracle else bench.scorer("image_reward")
         return OpenMethod(engine, observer, self.baseline.decider(engine.action_names), scorer)
 
@@ -76,6 +77,7 @@ class PolicyMethod:
     folder: str
     engine: EngineConfig
     observation: ObservationConfig
+    sizes: ObservationSizes
     backbone_name: str
     backbone_identity: str
     model_version: str | None
@@ -93,7 +95,7 @@ class PolicyMethod:
             )
         network, _ = load_policy(self.folder)
         engine = Engine(bench.backbone, self.engine)
-        observer = _observer(self.observation, bench, engine)
+        observer = Observer(self.observation, self.sizes, engine.num_actions)
         if (network.policy_dim, network.num_actions) != (observer.policy_dim, engine.num_actions):
             raise UserError(
                 f"policy={self.folder}: takes {network.policy_dim} inputs and {network.num_actions} actions,"
@@ -113,6 +115,7 @@ def read_policy(folder: Path, *, greedy: bool, seed: int) -> PolicyMethod:
             folder=str(folder),
             engine=EngineConfig(**_options(EngineConfig, metadata["engine"])),
             observation=ObservationConfig(**_options(ObservationConfig, metadata["observation"])),
+            sizes=ObservationSizes(**_options(ObservationSizes, metadata["sizes"])),
             backbone_name=metadata["backbone_name"],
             backbone_identity=metadata["backbone"],
             model_version=metadata.get("model_version"),
@@ -123,14 +126,8 @@ def read_policy(folder: Path, *, greedy: bool, seed: int) -> PolicyMethod:
         raise UserError(f"policy={folder}: its metadata does not say how it was trained ({error})") from error
 
 
-def _options(kind: type[EngineConfig] | type[ObservationConfig], stored: dict[str, Any]) -> dict[str, Any]:
+def _options(kind: type, stored: dict[str, Any]) -> dict[str, Any]:
     """Options as JSON kept them, ready for their dataclass; TypeError if it has no such option."""
     if unknown := set(stored) - {field.name for field in fields(kind)}:
         raise TypeError(f"unknown option {min(unknown)}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-
-
-def _observer(config: ObservationConfig, bench: Bench, engine: Engine) -> Observer:
-    backbone = bench.backbone
-    sizes = ObservationSizes(backbone.feature_dim, backbone.text_dim)
-    return Observer(config, sizes, engine.num_actions)

@@ -137,8 +137,10 @@ def _weighted_spearman(x_P: Floats, y_P: Floats, counts_RP: Floats) -> Floats:
 
 def _weighted_ranks(x_P: Floats, counts_RP: Floats) -> Floats:
     """Mid-ranks [R, P] each value would have in a sample that holds it counts_RP times."""
-    distinct, group_P = np.unique(x_P, return_inverse=True)
-    occupied_RG = np.zeros((counts_RP.shape[0], len(distinct)))
-    np.add.at(occupied_RG.T, group_P, counts_RP.T)
+    order_P = np.argsort(x_P, kind="stable")
+    _, starts_G, group_P = np.unique(x_P[order_P], return_index=True, return_inverse=True)
+    occupied_RG = np.add.reduceat(counts_RP[:, order_P], starts_G, axis=1)
     below_RG = np.cumsum(occupied_RG, axis=1) - occupied_RG
-    return (below_RG + (occupied_RG + 1) / 2)[:, group_P]
+    ranks_RP = np.empty_like(counts_RP)
+    ranks_RP[:, order_P] = (below_RG + (occupied_RG + 1) / 2)[:, group_P]
+    return ranks_RP

@@ -136,15 +136,31 @@ def register(
 
 def load(name_or_path: str, *, uri: str | None = None) -> tuple[PolicyNetwork, dict[str, Any]]:
     """A policy and its metadata from a folder, from "name@alias" or from "name/version"."""
+    return load_policy(policy_folder(name_or_path, uri=uri))
+
+
+def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
+    """Where a policy's files are: the folder itself or its policy/, or what the registry hands out.
+
+    Looking does not make a registry: an sqlite file that is not there is a UserError.
+    """
     folder = Path(name_or_path)
     if folder.is_dir():
         for candidate in (folder, folder / "policy"):
             if (candidate / WEIGHTS_FILE).exists():
-                return load_policy(candidate)
+                return candidate
         raise UserError(f"policy={name_or_path}: holds no policy; give a run's folder or its policy/")
     if "@" not in name_or_path and "/" not in name_or_path:
         raise UserError(
             f"policy={name_or_path}: no such folder; or give a model as name@alias or name/version"
+        )
+    if (
+        uri is not None
+        and uri.startswith("sqlite:///")
+        and not Path(uri.removeprefix("sqlite:///")).is_file()
+    ):
+        raise UserError(
+            f"policy={name_or_path}: there is no registry at {uri}; `addiffusion train` makes one"
         )
     try:
         if uri is not None:
@@ -156,7 +172,7 @@ def load(name_or_path: str, *, uri: str | None = None) -> tuple[PolicyNetwork, d
             f"policy={name_or_path}: not in the registry {mlflow.get_tracking_uri()} ({reason})"
         ) from error
     (artifact,) = (local / "artifacts").iterdir()
-    return load_policy(artifact)
+    return artifact
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

@@ -34,7 +34,11 @@ from shapes import weights
 #: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
 _OBJECT_STORE_BYTES = 512 * 2**20
 #: What a local Ray and its workers inherit: nothing is reported, libraries' deprecations are not ours.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore::FutureWarning"}
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "RAY_worker_niceness": "0",  # at Ray's 15 anything else on a small machine starves the env runners
+}
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,6 @@ RELATION_SLOPE = 0.85
 
 _MIN_RADIUS = 5.5
 _SHRINK_ROUNDS = (1.0, 1.0, 0.93, 0.87, 0.8)
-_CANDIDATES = 64
 
 _CENTERS = (np.arange(IMAGE_SIZE) + 0.5).astype(np.float32)
 
@@ -117,7 +116,7 @@ def relation_holds(
 
 
 def place(spec: SceneSpec, rng: np.random.Generator) -> list[PlacedObject] | None:
-    """Find room for every object, in the order of the groups; None if a few hundred tries found none.
+    """Find room for every object, in the order of the groups; None if thousands of tries found none.
 
     Objects without a size word shrink a little when room is short.
     """
@@ -126,8 +125,9 @@ def place(spec: SceneSpec, rng: np.random.Generator) -> list[PlacedObject] | Non
     upper = np.triu_indices(len(kinds), 1)
     low, high = np.array([RADIUS_RANGES[kind.size] for kind in kinds]).T
     may_shrink = np.array([kind.size == "" for kind in kinds])
+    layouts = 4 ** (1 + len(kinds))  # tried at once: each further object makes a fit about four times rarer
     for shrink in _SHRINK_ROUNDS:
-        radius = rng.uniform(low, high, (_CANDIDATES, len(kinds)))
+        radius = rng.uniform(low, high, (layouts, len(kinds)))
         radius = np.maximum(np.where(may_shrink, radius * shrink, radius), _MIN_RADIUS)
         reach = radius * 1.2 + 1
         x, y = rng.uniform(reach, IMAGE_SIZE - reach, (2, *reach.shape))

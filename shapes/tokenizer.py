@@ -46,15 +46,15 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
 def merges_for(words: Sequence[str]) -> list[Merge]:
     """Byte-pair merges, in order of rank, that join each word into one token.
 
-    A word first takes the merges of the words before it, as the tokenizer will, and then adds what is
-    missing from left to right. Later merges rank lower, so they never break up an earlier word.
+    A word is first split as the tokenizer would with the merges so far; then its two leftmost pieces
+    become one more merge, until it is whole. A new merge ranks last, so it acts only where the earlier
+    ones have finished: it never breaks up an earlier word.
     """
     merges: list[Merge] = []
     for word in words:
-        pieces = apply_merges([*word[:-1], word[-1] + _WORD_END], merges)
-        while len(pieces) > 1:
+        letters = [*word[:-1], word[-1] + _WORD_END]
+        while len(pieces := apply_merges(letters, merges)) > 1:
             merges.append((pieces[0], pieces[1]))
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
     return merges
 
 

@@ -13,7 +13,6 @@ import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -47,7 +46,6 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
         raise UserError(join(path, message) if own_field else message) from error
 
 
-@cache
 def field_types(cls: type) -> dict[str, Any]:
     """The type of each field of a dataclass, in order of declaration."""
     hints = get_type_hints(cls)

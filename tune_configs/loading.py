@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from evaluation.config import EvaluationConfig
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from learner.config import RunConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from actors.errors import UserError
+from evaluation.config import EvaluationConfig
+from learner.config import RunConfig
 from tune_configs.conversion import from_mapping, nearest, option_names, unknown_option
 
 FOLDER = Path(__file__).resolve().parent

@@ -6,7 +6,11 @@ line for the user.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from diffusers.utils import logging
 
 from actors.backbones.stable_diffusion import StableDiffusionBackbone
 from actors.errors import UserError
@@ -29,7 +33,8 @@ def load_backbone(
             from shapes import weights  # the world is only needed by those who name it
 
             source = str(Path(weights.PATH) / "pipeline")
-        return StableDiffusionBackbone.from_pretrained(source, dtype=dtype, device=device)
+        with _quiet():
+            return StableDiffusionBackbone.from_pretrained(source, dtype=dtype, device=device)
     except UserError:
         raise
     except Exception as error:  # diffusers, the hub and safetensors raise a dozen kinds
@@ -37,3 +42,16 @@ def load_backbone(
         raise UserError(
             f"backbone is {name_or_path!r} and cannot be loaded ({reason}); accepted: {ACCEPTED}"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading takes a second and is no news: without diffusers' progress bars and remarks."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()

@@ -80,7 +80,7 @@ class StableDiffusionBackbone:
             safety_checker=None,
             requires_safety_checker=False,
         )
-        return cls(pipeline.to(device), f"{local.name}@{_digest(folder / 'unet')}")
+        return cls(pipeline.to(device), f"{local.name}@{_digest(folder)}")
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -173,10 +173,12 @@ class StableDiffusionBackbone:
 
 
 def _digest(folder: Path) -> str:
-    """A short hash of a network's config and of the beginning and size of its weight files."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(file.read(_IDENTITY_BYTES))
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
+    """A short hash of the networks' configs and of the beginning and size of their weight files."""
+    digest = hashlib.sha256()
+    for part in ("unet", "text_encoder", "vae"):
+        digest.update((folder / part / "config.json").read_bytes())
+        for path in sorted((folder / part).glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(file.read(_IDENTITY_BYTES))
+            digest.update(f"{part}/{path.name} {path.stat().st_size}".encode())
     return digest.hexdigest()[:12]

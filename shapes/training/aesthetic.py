@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from rewards_service.scorers.aesthetic import AestheticHead, save_head
 from rewards_service.scorers.clip import OpenClipScorer
+from shapes.render import Floats, Image
 from shapes.training.files import log_line
 from shapes.training.scenes import load_scenes
 
@@ -23,19 +24,17 @@ IMAGES = 4000
 LEARNING_RATE = 3e-3
 
 
-def degraded(
-    image_HWC: np.ndarray, other_HWC: np.ndarray, amount: float, rng: np.random.Generator
-) -> np.ndarray:
-    """The image with `amount` (0 to 1) of one of three faults: blur, noise, a second scene shining through."""
-    image = image_HWC.astype(np.float32)
+def degraded(image_HWC: Image, other_HWC: Image, amount: float, rng: np.random.Generator) -> Image:
+    """The image with `amount` (0 to 1) of one of three faults: blur, noise, a second scene through it."""
+    image: Floats = image_HWC.astype(np.float32)
     kind = rng.integers(3)
     if kind == 0:
-        image = ndimage.gaussian_filter(image, (4 * amount, 4 * amount, 0))
+        image = np.asarray(ndimage.gaussian_filter(image, (4 * amount, 4 * amount, 0)), np.float32)
     elif kind == 1:
-        image = image + rng.normal(0, 60 * amount, image.shape)
+        image = image + rng.normal(0, 60 * amount, image.shape).astype(np.float32)
     else:
         image = image + 0.5 * amount * (other_HWC - image)
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)
 
 
 def train_aesthetic(work: Path, steps: int = STEPS) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Dinov2Config, Dinov2Model
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from shapes.training.files import log_line
 from shapes.training.optimizer import MuonAdamW
@@ -43,6 +43,17 @@ def build_dino() -> Dinov2Model:
             patch_size=8,
             attn_implementation="eager",
         )
+    )
+
+
+def image_processor() -> BitImageProcessor:
+    """What the encoder wants its images like: whole, in [-1, 1]."""
+    half = [0.5, 0.5, 0.5]
+    return BitImageProcessor(
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=half,
+        image_std=half,
     )
 
 
@@ -113,4 +124,5 @@ def train_dino(work: Path, steps: int = STEPS) -> None:
     aside = work / "dino.part"
     shutil.rmtree(aside, ignore_errors=True)
     teacher.backbone.half().save_pretrained(aside)
+    image_processor().save_pretrained(aside)
     os.replace(aside, folder)

@@ -31,7 +31,7 @@ from shapes.training.scenes import MAP_SIZE, load_scenes
 from shapes.training.text import token_ids
 from shapes.verify import strict_score
 
-STEPS = 2500
+STEPS = 1600
 BATCH = 60
 RENDERS = 12_000
 LEARNING_RATE = 1e-3
@@ -86,7 +86,7 @@ def train_preference(work: Path, steps: int = STEPS, start_from: Path | None = N
     captured: dict[str, torch.Tensor] = {}
     network.transformer.register_forward_hook(lambda module, inputs, output: captured.update(hidden=output))
     modules = nn.ModuleList([network, dense_head])
-    apart = [network.token_embedding.weight, network.image_positions, network.token_positions]
+    apart = [*network.token_embedding.parameters(), network.image_positions, network.token_positions]
     apart += [network.class_token, *network.head.parameters(), *dense_head.parameters()]
     optimizer = MuonAdamW(modules.parameters(), apart, LEARNING_RATE, weight_decay=0.02)
     held = len(samples.strict) - 512

@@ -51,7 +51,10 @@ def object_maps(objects: list[PlacedObject]) -> tuple[NDArray[np.uint8], NDArray
 def write_chunk(path: Path, number: int) -> None:
     """Render chunk `number` (4,096 training scenes) into an .npz file."""
     rng = np.random.default_rng([20, number])
-    images, captions, shape_maps, color_maps = [], [], [], []
+    images: list[NDArray[np.uint8]] = []
+    captions: list[str] = []
+    shape_maps: list[NDArray[np.uint8]] = []
+    color_maps: list[NDArray[np.uint8]] = []
     while len(images) < CHUNK:
         caption = sample_caption(rng, 1 + int(rng.choice(4, p=TIER_SHARES)), "train")
         spec = parse(caption)

@@ -41,6 +41,7 @@ def assert_one_line(answer: tuple[int, str, str], *words: str) -> None:
         (["train", "solver=ddmi"], ["ddmi", "ddim"]),
         (["train", "ppo.lr=fast"], ["ppo.lr", "fast", "a number"]),
         (["train", "engine.num_steps=0"], ["engine.num_steps", "0"]),
+        (["train", "engine.actions=[fly,stop]"], ["engine.actions", "fly"]),
         (["train", "name=a/b"], ["name", "a/b"]),
         (["train", "--resume", "nothing"], ["nothing"]),
         (["evaluate", "nothing"], ["nothing", "name@alias"]),

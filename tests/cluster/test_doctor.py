@@ -24,7 +24,7 @@ def examine(*overrides: str) -> list[Check]:
 
 def test_every_check_that_fails_has_a_hint(folder: Path) -> None:
     found = examine("backbone.name=no/such", "backbone.scorers=nowhere", "prompts.source=missing.txt")
-    for name in ("backbone", "reward models", "prompts"):
+    for name in ("backbone", "reward models", "prompts and actions"):
         assert not named(found, name).passed
     assert all(check.hint for check in found if not check.passed)
     assert list(folder.iterdir()) == []

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+
+from actors.errors import UserError
 from learner.config import RunConfig
 from learner.train import TrainResult
-
 from tests.cluster.conftest import Say
 
 
@@ -63,3 +64,17 @@ def test_an_interrupted_run_says_how_to_go_on_and_is_not_evaluated(say: Say, cal
     assert code == 130
     assert "addiffusion train --resume runs/mine" in out
     assert calls.evaluated == []
+
+
+@pytest.mark.parametrize(("trained", "left"), [(False, []), (True, ["mine"])])
+def test_a_run_that_fails_before_its_first_policy_leaves_nothing(
+    say: Say, folder: Path, monkeypatch: pytest.MonkeyPatch, trained: bool, left: list[str]
+) -> None:
+    def train(config: RunConfig, **_: object) -> NoReturn:
+        (config.run_dir / "policy" if trained else config.run_dir).mkdir(parents=True)
+        raise UserError("backbone='nothing': cannot be loaded; give shapes")
+
+    monkeypatch.setattr("learner.train.train", train)
+    code, _, err = say("train", "name=mine")
+    assert (code, err) == (2, "error: backbone='nothing': cannot be loaded; give shapes\n")
+    assert [path.name for path in (folder / "runs").iterdir()] == left

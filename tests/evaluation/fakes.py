@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.contracts import Conditioning, Denoised, Images
+from actors.contracts import Conditioning, Denoised, Images, PredictionType
 from actors.engine import EngineConfig
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from actors.policy import PolicyNetwork, save_policy
@@ -36,7 +36,7 @@ class FakeBackbone:
     """Latents of 3 x 8 x 8 that drift to a pattern of their prompt; counts the rows it denoised."""
 
     latent_shape: tuple[int, int, int] = (3, 8, 8)
-    prediction_type: str = "v_prediction"
+    prediction_type: PredictionType = "v_prediction"
     alphas_cumprod: torch.Tensor = field(
         default_factory=lambda: torch.linspace(0.9999, 0.01, 1000, dtype=torch.float64)
     )
@@ -118,6 +118,7 @@ def saved_policy(folder: Path, seed: int = 0, **metadata: object) -> Path:
         "backbone_name": "fake",
         "engine": {**ENGINE.__dict__, "actions": list(ENGINE.actions)},
         "observation": observation.__dict__,
+        "sizes": sizes.__dict__,
         "model_version": "7",
         **metadata,
     }

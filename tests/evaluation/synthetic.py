@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,12 @@ def summarised(
         ),
         "actions": action_shares(ours, ACTIONS),
         "seed": 0,
-        "config": {"images": len(wanted), "quality": "strict score"},
+        "config": {
+            "images": len(wanted),
+            "quality": "strict score",
+            "reused_images": 0,
+            "evaluation": asdict(config),
+        },
         "model_version": "3",
         "seconds_total": 12.5,
     }

@@ -1,6 +1,7 @@
 """Baselines through the real engine on a tiny backbone: what they cost and which image they return."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_default_grid_has_what_the_hypotheses_need() -> None:
 
 def test_config_hash_tells_every_option_apart() -> None:
     base = EngineConfig()
-    changed = {
+    changed: dict[str, Any] = {
         "solver": "ddim",
         "actions": ("continue", "stop"),
         "timestep_spacing": "trailing",
@@ -101,7 +102,9 @@ def test_config_hash_tells_every_option_apart() -> None:
     hashes = {config_hash(base)}
     for field in fields(base):
         value = getattr(base, field.name)
-        other = changed.get(field.name) or (value * 0.75 if isinstance(value, float) else value + 1)
-        hashes.add(config_hash(replace(base, **{field.name: other})))
+        if field.name not in changed:
+            changed[field.name] = value * 0.75 if isinstance(value, float) else value + 1
+        one: dict[str, Any] = {field.name: changed[field.name]}
+        hashes.add(config_hash(replace(base, **one)))
     assert len(hashes) == len(fields(base)) + 1
     assert config_hash(EngineConfig()) == config_hash(base)

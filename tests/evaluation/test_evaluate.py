@@ -212,7 +212,7 @@ def test_a_run_that_breaks_off_keeps_its_baselines(tmp_path: Path, bench: Bench)
         return progress
 
     folder = saved_policy(tmp_path / "policy")
-    arguments = {"recipe": lambda *_: lambda: bench}
+    arguments: dict[str, Any] = {"recipe": lambda *_: lambda: bench}
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, tmp_path / "run", CONFIG, progress=breaks_at(2 * IMAGES), **arguments)
     assert not (tmp_path / "run" / "summary.json").exists()

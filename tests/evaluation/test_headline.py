@@ -66,3 +66,18 @@ def test_it_is_one_sentence_and_no_number_is_left_unformatted(quality: float) ->
     assert sentence.endswith(".")
     assert ". " not in sentence
     assert not re.search(r"\d\.\d{4,}", " ".join([sentence, *further_sentences(summary)]))
+
+
+@pytest.mark.parametrize(
+    ("ci95", "passed", "said"),
+    [
+        ([-0.005, 0.02], True, "is held within 0.01"),
+        ([-0.005, 0.02], False, "is held, but above the limit of 30 NFE"),
+        ([-0.02, 0.01], False, "is not shown to be held within 0.01"),
+        ([-0.05, -0.02], False, "is not held"),
+    ],
+)
+def test_what_is_said_of_ddim_50_follows_its_interval(ci95: list[float], passed: bool, said: str) -> None:
+    summary, _ = synthetic.evaluation(0.6, prompts_per_tier=4)
+    summary["hypotheses"]["H1"] |= {"ci95": ci95, "passed": passed}
+    assert f"DDIM-50’s quality {said}: " in " ".join(further_sentences(summary))

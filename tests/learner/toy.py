@@ -27,8 +27,8 @@ from learner.config import (
     RunConfig,
 )
 from rewards_service.arithmetic import RewardConfig
-from rewards_service.contracts import Scores
-from rewards_service.local import Answered, LocalClient
+from rewards_service.contracts import Pending, Scores
+from rewards_service.local import LocalClient
 
 
 class ToyBackbone:
@@ -111,9 +111,7 @@ class Saboteur:
     def __init__(self, marker: Path, after: int) -> None:
         self.marker, self.after, self.calls, self.client = marker, after, 0, make_client()
 
-    def submit(
-        self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None
-    ) -> Answered:
+    def submit(self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None) -> Pending:
         self.calls += 1
         if self.calls > self.after and not self.marker.exists():
             self.marker.touch()

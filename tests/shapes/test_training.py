@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,8 @@ def test_optimizer_solves_least_squares_for_matrix_and_bias() -> None:
 
 
 def test_learning_rate_before_the_decay_does_not_depend_on_the_length() -> None:
-    early = range(0, 3000, 100)
-    assert [diffusion.learning_rate(s, 5000) for s in early] == [diffusion.learning_rate(s, 9000) for s in early]
+    early, rate = range(0, 3000, 100), diffusion.learning_rate
+    assert [rate(step, 5000) for step in early] == [rate(step, 9000) for step in early]
     assert diffusion.learning_rate(4999, 5000) < 0.01 * diffusion.LEARNING_RATE
 
 
@@ -127,7 +128,7 @@ def test_interrupted_autoencoder_training_ends_where_an_uninterrupted_one_does(
         assert torch.equal(expected, got)
 
 
-def _fails_after(calls: int, function):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _fails_after(calls: int, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     count = 0
 
     def wrapped(*args: object) -> torch.Tensor:

@@ -1,0 +1,165 @@
+"""Policy networks: masks, first distribution, sampling, and what survives on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from actors.errors import UserError
+from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.policy import (
+    OBSERVATION_LIMIT,
+    PolicyDecider,
+    PolicyNetwork,
+    ValueNetwork,
+    load_policy,
+    save_policy,
+)
+
+DIM, ACTIONS = 12, 4
+
+
+@pytest.fixture
+def network() -> PolicyNetwork:
+    torch.manual_seed(0)
+    made = PolicyNetwork(DIM, ACTIONS, hidden=(16, 8))
+    made.obs_mean.copy_(torch.linspace(-1, 1, DIM))
+    made.obs_std.copy_(torch.linspace(0.5, 2, DIM))
+    return made
+
+
+def inputs(rows: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(rows, ACTIONS, generator=generator) > 0.5
+    mask[:, 0] = True
+    return torch.randn(rows, DIM, generator=generator), mask
+
+
+def test_illegal_actions_have_no_probability_and_finite_logits(network: PolicyNetwork) -> None:
+    observations, mask = inputs()
+    logits = network(observations, mask)
+    assert logits.isfinite().all()
+    probabilities = logits.softmax(dim=1)
+    assert (probabilities[~mask] == 0.0).all()
+    assert (probabilities[mask] > 0.0).all()
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    assert entropy.isfinite().all()
+
+
+@torch.no_grad()
+def test_first_policy_is_almost_uniform_and_weights_are_orthogonal() -> None:
+    network = PolicyNetwork(300, 6)
+    observations = torch.randn(50, 300)
+    probabilities = network(observations, torch.ones(50, 6, dtype=torch.bool)).softmax(dim=1)
+    assert float((probabilities - 1 / 6).abs().max()) < 0.05
+    weight = cast(torch.Tensor, network.layers[2].weight)  # 256 x 512, gain sqrt(2)
+    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(256), atol=1e-3, rtol=0)
+
+
+def test_observations_are_normalised_and_clipped(network: PolicyNetwork) -> None:
+    observations, mask = inputs()
+    normalised = ((observations - network.obs_mean) / network.obs_std).clamp(
+        -OBSERVATION_LIMIT, OBSERVATION_LIMIT
+    )
+    expected = network.layers(normalised).masked_fill(~mask, -1e9)
+    torch.testing.assert_close(network(observations, mask), expected)
+    far = torch.full((1, DIM), 1e6)
+    everything = torch.ones(1, ACTIONS, dtype=torch.bool)
+    torch.testing.assert_close(network(far, everything), network(1e3 * far, everything))
+
+
+def test_a_feature_that_never_varied_gives_no_nan(network: PolicyNetwork) -> None:
+    network.obs_std.zero_()
+    observations, mask = inputs()
+    observations[0] = network.obs_mean
+    assert network(observations, mask).isfinite().all()
+
+
+def test_values_have_one_number_a_row() -> None:
+    assert ValueNetwork(7, hidden=(5,))(torch.randn(9, 7)).shape == (9,)
+
+
+def decider_inputs(network: PolicyNetwork) -> tuple[Observer, np.ndarray, np.ndarray]:
+    observer = Observer(ObservationConfig("timestep"), ObservationSizes(1, 1), ACTIONS)
+    observer.policy_dim = DIM
+    observations, mask = inputs()
+    critic = torch.zeros(len(mask), observer.critic_dim)
+    return observer, torch.cat([observations, critic, mask.float()], dim=1).numpy(), mask.numpy()
+
+
+def test_greedy_takes_the_likeliest_legal_action(network: PolicyNetwork) -> None:
+    observer, observations, mask = decider_inputs(network)
+    chosen = PolicyDecider(network, observer)([], observations, mask)
+    logits = network(torch.from_numpy(observations[:, :DIM]), torch.from_numpy(mask))
+    np.testing.assert_array_equal(chosen, logits.argmax(dim=1))
+    assert mask[np.arange(len(mask)), chosen].all()
+
+
+def test_sampling_follows_the_generator(network: PolicyNetwork) -> None:
+    observer, observations, mask = decider_inputs(network)
+    draws = [
+        PolicyDecider(network, observer, greedy=False, generator=torch.Generator().manual_seed(seed))(
+            [], observations, mask
+        )
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+    assert all(mask[np.arange(len(mask)), draw].all() for draw in draws)
+
+
+def test_a_saved_policy_decides_the_same(network: PolicyNetwork, tmp_path: Path) -> None:
+    metadata = {"actions": ["continue", "stop"], "backbone": "oracle", "observation": {"policy": "latent"}}
+    save_policy(tmp_path / "policy", network, metadata)
+    save_policy(tmp_path / "policy", network, metadata)  # over the old one
+    loaded, loaded_metadata = load_policy(tmp_path / "policy")
+    observations, mask = inputs()
+    assert torch.equal(loaded(observations, mask), network(observations, mask))
+    assert loaded_metadata == metadata
+    assert sorted(path.name for path in (tmp_path / "policy").iterdir()) == [
+        "policy.json",
+        "policy.safetensors",
+    ]
+
+
+def test_an_interrupted_save_leaves_the_old_policy(
+    network: PolicyNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_policy(tmp_path, network, {"iteration": 1})
+
+    def out_of_space(weights: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("actors.policy.save_file", out_of_space)
+    with pytest.raises(OSError, match="No space"):
+        save_policy(tmp_path, network, {"iteration": 2})
+    assert load_policy(tmp_path)[1] == {"iteration": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "no header"])
+def test_a_damaged_file_is_one_line(network: PolicyNetwork, tmp_path: Path, damage: str) -> None:
+    save_policy(tmp_path, network, {})
+    path = tmp_path / "policy.safetensors"
+    content = path.read_bytes()
+    if damage == "no header":
+        from safetensors.torch import save_file
+
+        save_file(network.state_dict(), path)
+    else:
+        path.write_bytes({"empty": b"", "truncated": content[:-100], "garbage": b"x" * 500}[damage])
+    with pytest.raises(
+        UserError, match=r"policy file is .* damaged .*; accepted: a file of save_policy"
+    ) as error:
+        load_policy(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_policy_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"policy folder is .*nowhere'; accepted: a folder with policy.safe"):
+        load_policy(tmp_path / "nowhere")

@@ -1,0 +1,99 @@
+"""The bench: who judges, what identifies it, and what is said when it cannot be opened."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.contracts import Images
+from actors.errors import UserError
+from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, folder_digest, strict_scores
+from evaluation.config import EvaluationConfig
+from rewards_service.contracts import Scores
+from shapes.captions import distinct_captions
+from shapes.render import render_scene
+from tests.evaluation.fakes import FakeBackbone
+
+
+class OneScore:
+    """A scorer that likes everything equally."""
+
+    name = "fake"
+    outputs = ("image_reward",)
+
+    def score(self, images: Images, prompts: Any) -> Scores:
+        return {"image_reward": np.full(len(images), 0.25, np.float32)}
+
+
+@pytest.fixture
+def _fake_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_scorers(folder: str, device: str) -> list[OneScore]:
+        if not Path(folder).is_dir():
+            raise ValueError("no 'clip' in it")
+        return [OneScore()]
+
+    backbones = SimpleNamespace(load_backbone=lambda name, **options: FakeBackbone(identity=name))
+    monkeypatch.setitem(sys.modules, "actors.backbones", backbones)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "rewards_service.world", SimpleNamespace(load_scorers=load_scorers))  # type: ignore[arg-type]
+
+
+def scenes(count: int) -> tuple[Images, list[str]]:
+    captions = [caption for caption, _ in distinct_captions(0, count, "test")]
+    rng = np.random.default_rng(0)
+    return np.stack([render_scene(caption, rng) for caption in captions]), captions
+
+
+@pytest.mark.usefixtures("_fake_loaders")
+def test_the_verifier_judges_the_embedded_world_and_image_reward_everything_else(tmp_path: Path) -> None:
+    images, captions = scenes(1)
+    options = {"scorers": str(tmp_path)}
+    world = bench_recipe("any", EvaluationConfig(prompts="shapes", **options))()  # type: ignore[arg-type]
+    assert world.metric == STRICT
+    assert world.judge(images, captions).mean() > 0.9
+    elsewhere = bench_recipe("any", EvaluationConfig(prompts="mine.txt", **options))()  # type: ignore[arg-type]
+    assert elsewhere.metric == IMAGE_REWARD
+    assert elsewhere.judge(images, ["not of the grammar"] * len(images)).tolist() == [0.25] * len(images)
+
+
+def test_strict_scores_keep_the_order_of_the_batch() -> None:
+    images, captions = scenes(2)
+    blank = np.full_like(images[:1], 128)
+    right = strict_scores(images, captions)
+    mixed = strict_scores(np.concatenate([blank, images]), [captions[0], *captions])
+    assert mixed[0] == 0
+    np.testing.assert_array_equal(mixed[1:], right)
+
+
+@pytest.mark.usefixtures("_fake_loaders")
+def test_identity_changes_with_backbone_scorers_and_metric(tmp_path: Path) -> None:
+    for name, content in (("one", b"1"), ("two", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(content)
+
+    def identity(backbone: str, prompts: str, scorers: str) -> str:
+        config = EvaluationConfig(prompts=prompts, scorers=str(tmp_path / scorers))
+        return bench_recipe(backbone, config)().identity
+
+    base = identity("a", "shapes", "one")
+    assert base == identity("a", "shapes", "one")
+    others = [("b", "shapes", "one"), ("a", "mine.txt", "one"), ("a", "shapes", "two")]
+    assert len({base, *(identity(*other) for other in others)}) == 4
+
+
+@pytest.mark.usefixtures("_fake_loaders")
+def test_scorers_that_are_not_there_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.scorers=.*nowhere"):
+        bench_recipe("any", EvaluationConfig(scorers=str(tmp_path / "nowhere")))()
+
+
+def test_a_digest_sees_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a").write_bytes(b"x")
+    first = folder_digest(tmp_path)
+    (tmp_path / "deep" / "a").rename(tmp_path / "deep" / "b")
+    second = folder_digest(tmp_path)
+    (tmp_path / "deep" / "b").write_bytes(b"y")
+    assert len({first, second, folder_digest(tmp_path)}) == 3

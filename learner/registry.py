@@ -7,6 +7,8 @@ A name that is not there, or a damaged entry, is a UserError.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,8 @@ def register(
         Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
         Schema([TensorSpec(np.dtype(np.float32), (-1, actions))]),
     )
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri)
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run(

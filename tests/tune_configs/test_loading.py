@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -46,14 +47,15 @@ def _assert_contains(result: object, expected: object) -> None:
 def test_every_section_and_option_of_the_defaults_is_written_down() -> None:
     """Whoever reads the YAML sees each option of PPO, prompts, resources, evaluation: none is hidden."""
     tree = compose()
-    for group, config in {
+    sections: dict[str, Any] = {
         "ppo/tuned": tree.run.ppo,
         "prompts/shapes": tree.run.prompts,
         "resources/laptop": tree.run.resources,
         "reward/balanced": tree.run.reward,
         "observation/latent": tree.run.observation,
         "evaluation/standard": tree.evaluation,
-    }.items():
+    }
+    for group, config in sections.items():
         written = yaml.safe_load((FOLDER / f"{group}.yaml").read_text(encoding="utf-8"))
         assert set(written) == {field.name for field in fields(config)}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -130,7 +131,9 @@ def show(overrides: Overrides = None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit. Libraries' warnings are for developers: `python -W` shows them."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     sys.exit(run(arguments))
 
 

@@ -34,7 +34,7 @@ def generate_picture(
     write_picture(image_HWC, out)
     Console().print(decision_table(result))
     typer.echo(
-        f"{out}: {result.nfe} NFE, {result.looks} looks, {result.attempts} attempts (policy: {policy_dir})"
+        f"{out}: NFE {result.nfe}, looks {result.looks}, attempts {result.attempts} (policy: {policy_dir})"
     )
 
 

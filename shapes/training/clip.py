@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from shapes.tokenizer import MAX_LENGTH, build_tokenizer
 from shapes.training.captions import altered
 from shapes.training.files import log_line
-from shapes.training.optimizer import MuonAdamW
+from shapes.training.optimizer import MuonAdamW, set_learning_rate, warmup_cosine
 from shapes.training.scenes import load_scenes
 from shapes.training.text import token_ids
 
@@ -71,10 +71,7 @@ def train_clip(work: Path, steps: int = STEPS) -> None:
     embeddings += [model.visual.positional_embedding, model.visual.conv1.weight]
     optimizer = MuonAdamW(model.parameters(), embeddings, LEARNING_RATE)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                LEARNING_RATE * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            )
+        set_learning_rate(optimizer, warmup_cosine(step, steps, LEARNING_RATE, 50))
         index = rng.integers(0, len(scenes), BATCH)
         captions = [scenes.captions[i] for i in index]
         wrong = [altered(caption, rng) for caption in captions]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from shapes.training.files import load_state, log_line, save_state
+from shapes.training.optimizer import set_learning_rate, warmup_cosine
 from shapes.training.scenes import load_scenes
 from shapes.training.vae import BATCH, LATENT_NOISE, reconstruction_loss
 
@@ -42,10 +43,7 @@ def train_decoder(work: Path, steps: int = STEPS) -> AutoencoderTiny:
     for step in range(start, steps):
         rng = np.random.default_rng([8, step])
         generator = torch.Generator().manual_seed(8_000 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                LEARNING_RATE * min(1, (step + 1) / 60) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            )
+        set_learning_rate(optimizer, warmup_cosine(step, steps, LEARNING_RATE, 60))
         index = torch.from_numpy(rng.integers(0, len(images), BATCH))
         image = images[index].permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.no_grad():

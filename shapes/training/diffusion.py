@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from shapes.captions import COLORS, SHAPES
 from shapes.training.files import load_state, log_line, save_npz, save_state
-from shapes.training.optimizer import MuonAdamW
+from shapes.training.optimizer import MuonAdamW, set_learning_rate
 from shapes.training.scenes import Scenes, load_scenes
 from shapes.training.text import WIDTH, token_ids
 
@@ -198,8 +198,7 @@ def train_denoiser(
     order = _epoch_order(run.step // (len(latents) // BATCH), len(latents))
     losses: list[tuple[float, float]] = []
     for step in range(run.step, steps):
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
+        set_learning_rate(run.optimizer, learning_rate(step, steps))
         epoch, offset = divmod(step, len(latents) // BATCH)
         if offset == 0:
             order = _epoch_order(epoch, len(latents))

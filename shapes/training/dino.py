@@ -8,7 +8,6 @@ and is what is kept.
 from __future__ import annotations
 
 import copy
-import math
 import os
 import shutil
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 from shapes.training.files import log_line
-from shapes.training.optimizer import MuonAdamW
+from shapes.training.optimizer import MuonAdamW, set_learning_rate, warmup_cosine
 from shapes.training.scenes import load_scenes
 
 STEPS = 400
@@ -99,10 +98,7 @@ def train_dino(work: Path, steps: int = STEPS) -> None:
     optimizer = MuonAdamW(student.parameters(), embeddings, LEARNING_RATE)
     center = torch.zeros(PROTOTYPES)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                LEARNING_RATE * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            )
+        set_learning_rate(optimizer, warmup_cosine(step, steps, LEARNING_RATE, 50))
         index = rng.integers(0, len(images), BATCH)
         image = torch.from_numpy(images[index]).permute(0, 3, 1, 2).float() / 127.5 - 1
         views = torch.cat([random_crops(image, generator), random_crops(image, generator)])

@@ -7,6 +7,7 @@ square is that of AdamW and one learning rate serves both (Liu et al., arXiv 250
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +25,18 @@ def orthogonalised(matrix_RC: torch.Tensor, steps: int = 5) -> torch.Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if matrix_RC.shape[0] > matrix_RC.shape[1] else x
+
+
+def warmup_cosine(step: int, steps: int, peak: float, warmup: int, floor: float = 0.0) -> float:
+    """Learning rate: up over `warmup` steps, down along a cosine to `floor * peak` at the end."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return peak * min(1, (step + 1) / warmup) * ((1 - floor) * cosine + floor)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The same rate for all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -8,7 +8,6 @@ dense labels that teach the network to see, where one number a picture teaches i
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from pathlib import Path
@@ -25,13 +24,13 @@ from shapes.tokenizer import MAX_LENGTH, build_tokenizer
 from shapes.training.captions import altered
 from shapes.training.diffusion import MAP_CLASSES, alignment_loss
 from shapes.training.files import load_state, log_line, save_state
-from shapes.training.optimizer import MuonAdamW
+from shapes.training.optimizer import MuonAdamW, set_learning_rate, warmup_cosine
 from shapes.training.samples import PREVIEW_STEPS, load_samples
 from shapes.training.scenes import MAP_SIZE, load_scenes
 from shapes.training.text import token_ids
 from shapes.verify import strict_score
 
-STEPS = 1600
+STEPS = 4000
 BATCH = 60
 RENDERS = 12_000
 LEARNING_RATE = 1e-3
@@ -98,10 +97,7 @@ def train_preference(work: Path, steps: int = STEPS, start_from: Path | None = N
     for step in range(start, steps):
         rng = np.random.default_rng([7, step])
         torch.manual_seed(7_000 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                LEARNING_RATE * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            )
+        set_learning_rate(optimizer, warmup_cosine(step, steps, LEARNING_RATE, 100))
         some = rng.integers(0, len(renders.strict), BATCH // 3)
         other = rng.integers(0, held, 2 * BATCH // 3)
         which = rng.choice(len(PREVIEW_STEPS), len(other), p=(0.08, 0.12, 0.12, 0.12, 0.12, 0.12, 0.32))

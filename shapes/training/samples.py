@@ -23,7 +23,7 @@ from shapes.training.text import token_ids
 from shapes.verify import verify
 
 CHUNK = 512
-CHUNKS = range(0, 12)
+CHUNKS = range(0, 24)
 BATCH = 32
 STEPS = 10
 GUIDANCE_SCALE = 3.0

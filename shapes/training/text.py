@@ -8,7 +8,6 @@ bound to their attributes instead of having to learn grammar from noise.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from shapes.captions import COLORS, RELATIONS, SHAPES, SIZES, TEXTURES, SceneSpec, parse, sample_caption
 from shapes.tokenizer import MAX_LENGTH, build_tokenizer
 from shapes.training.files import log_line
-from shapes.training.optimizer import MuonAdamW
+from shapes.training.optimizer import MuonAdamW, set_learning_rate, warmup_cosine
 
 WIDTH = 96
 STEPS = 1200
@@ -114,10 +113,7 @@ def train_text_encoder(work: Path, steps: int = STEPS) -> tuple[CLIPTokenizer, C
     optimizer = MuonAdamW(everything, embeddings, LEARNING_RATE)
     generator = torch.Generator().manual_seed(2)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                LEARNING_RATE * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            )
+        set_learning_rate(optimizer, warmup_cosine(step, steps, LEARNING_RATE, 50))
         index = torch.randint(0, len(ids), (BATCH,), generator=generator)
         output = model(ids[index])
         hidden = output.last_hidden_state

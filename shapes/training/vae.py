@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from shapes.training.files import load_state, log_line, save_state
+from shapes.training.optimizer import set_learning_rate, warmup_cosine
 from shapes.training.scenes import load_scenes
 
 STEPS = 1500
@@ -63,11 +64,7 @@ def train_vae(work: Path, steps: int = STEPS) -> AutoencoderTiny:
         generator.set_state(state["generator"])
         start = state["step"]
     for step in range(start, steps):
-        rate = (
-            LEARNING_RATE * min(1, (step + 1) / 60) * (0.49 * (1 + math.cos(math.pi * step / steps)) + 0.02)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(optimizer, warmup_cosine(step, steps, LEARNING_RATE, 60, floor=0.02))
         index = torch.randint(0, len(images), (BATCH,), generator=generator)
         image = images[index].permute(0, 3, 1, 2).float() / 127.5 - 1
         latents = vae.encoder(image)

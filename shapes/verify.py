@@ -7,6 +7,7 @@ What always holds:
 - The same picture and caption give the same verdict.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +59,18 @@ def verify(image: NDArray[Any], caption: str) -> Verdict:
 
     ValueError if the picture has another shape or type, or the caption cannot be parsed.
     """
+    return verdicts(image, [caption])[0]
+
+
+def verdicts(image: NDArray[Any], captions: Sequence[str]) -> list[Verdict]:
+    """`verify` against several captions: what is seen in the picture is found once."""
     _check(image)
-    spec = parse(caption)
     foreground, detections = detect(image)
+    texture = classify_texture(image, foreground)
+    return [_verdict(parse(caption), detections, texture) for caption in captions]
+
+
+def _verdict(spec: SceneSpec, detections: list[Detection], texture: str) -> Verdict:
     assigned, extra = _assign(spec, detections)
     facts = [
         fact for group, found in zip(spec.groups, assigned, strict=True) for fact in _judge(group, found)
@@ -69,7 +79,6 @@ def verify(image: NDArray[Any], caption: str) -> Verdict:
     asked = float(np.mean([fact.value for fact in facts]))
     nothing_extra = max(0.0, 1.0 - 0.5 * len(extra))
     facts.append(Fact(_describe_extra(extra), nothing_extra))
-    texture = classify_texture(image, foreground)
     texture_right = texture == spec.texture
     facts.append(
         Fact(

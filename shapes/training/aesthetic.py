@@ -1,4 +1,4 @@
-"""Stage 6: the aesthetic head on CLIP features: is the picture clean, whatever it shows?
+"""The aesthetic head on CLIP features: is the picture clean, whatever it shows?
 
 Its labels need no taste: a scene is blended with noise, blur and another scene by known amounts, and
 the label falls from 1 to 0 with the amount.

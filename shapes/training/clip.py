@@ -1,4 +1,4 @@
-"""Stage 4: a small CLIP, trained by open_clip's own model and loss on the same scenes.
+"""A small CLIP, trained by open_clip's own model and loss on the same scenes.
 
 Every batch holds each scene's caption and, as extra negatives, a caption with one word changed: without
 them a contrastive model learns colours and textures and never looks at counts, sizes or relations

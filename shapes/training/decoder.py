@@ -1,4 +1,4 @@
-"""Stage 3b: the decoder alone, trained on after the denoiser, which only ever sees latents.
+"""The decoder alone, trained on after the denoiser, which only ever sees latents.
 
 The encoder stays as it is, so the denoiser's latents keep their meaning while the pictures made from them
 get sharper; noise on the latents keeps the decoder forgiving.

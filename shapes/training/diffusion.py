@@ -1,4 +1,4 @@
-"""Stage 3: the denoiser, a small Stable Diffusion UNet, trained with its text encoder.
+"""The denoiser, a small Stable Diffusion UNet, trained with its text encoder.
 
 v-prediction (Salimans & Ho, 2022), captions dropped for guidance, exponential moving average. Beside
 the denoising loss a throw-away head reads from the UNet's upper 8 x 8 features which shape and colour
@@ -29,7 +29,7 @@ from shapes.training.optimizer import MuonAdamW, set_learning_rate
 from shapes.training.scenes import Scenes, load_scenes
 from shapes.training.text import WIDTH, token_ids
 
-STEPS = 5000
+STEPS = 2500
 BATCH = 64
 LEARNING_RATE = 1.5e-3
 CHUNKS = range(0, 14)
@@ -37,7 +37,6 @@ DROPOUT = 0.1
 ALIGNMENT = 0.1
 """Weight of the object-map loss."""
 EMA_DECAY = 0.998
-DECAY_STEPS = 1000
 SAVE_EVERY = 250
 MAP_CLASSES = (1 + len(SHAPES), 1 + len(COLORS))
 
@@ -75,13 +74,9 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Warm-up, a constant, and a linear decay over the last `DECAY_STEPS` (warm-up, stable, decay).
-
-    The constant part does not know the number of steps, so a run can be made longer afterwards from the
-    state that was saved when its decay began.
-    """
-    return LEARNING_RATE * min(1, (step + 1) / 100, (steps - step) / DECAY_STEPS)
+def learning_rate(step: int) -> float:
+    """Warm-up, then a constant: the moving average does what a decay would, and a run can be made longer."""
+    return LEARNING_RATE * min(1, (step + 1) / 100)
 
 
 def encoded_latents(work: Path, vae: AutoencoderTiny, scenes: Scenes) -> torch.Tensor:
@@ -198,7 +193,7 @@ def train_denoiser(
     order = _epoch_order(run.step // (len(latents) // BATCH), len(latents))
     losses: list[tuple[float, float]] = []
     for step in range(run.step, steps):
-        set_learning_rate(run.optimizer, learning_rate(step, steps))
+        set_learning_rate(run.optimizer, learning_rate(step))
         epoch, offset = divmod(step, len(latents) // BATCH)
         if offset == 0:
             order = _epoch_order(epoch, len(latents))
@@ -224,8 +219,6 @@ def train_denoiser(
         if run.step % 50 == 0:
             mean = np.mean(losses[-50:], axis=0)
             log_line(work / "denoiser.jsonl", step=run.step, loss=float(mean[0]), alignment=float(mean[1]))
-        if run.step == steps - DECAY_STEPS:
-            save_state(work / "denoiser-stable.pt", run.state())
         if run.step % SAVE_EVERY == 0 or run.step == steps:
             save_state(work / "denoiser.pt", run.state())
             run.save_pipeline(work / "pipeline", vae, tokenizer)

@@ -1,4 +1,4 @@
-"""Stage 5: a small DINOv2-architecture encoder, trained by self-distillation without labels.
+"""A small DINOv2-architecture encoder, trained by self-distillation without labels.
 
 Student and teacher see different crops of one scene; the student matches the teacher's centred and
 sharpened class distribution (DINO, Caron et al., 2021). The teacher is the student's moving average

@@ -1,15 +1,20 @@
-"""Stage 7: the preference scorer, in ImageReward's role: how right will this picture be for its caption?
+"""The preference scorer, in ImageReward's role: how right will this picture be for its caption?
 
-A third of each batch are renders with right and altered captions, two thirds are generated pictures and
-intermediate previews, labelled by the verifier's score of the final picture. Beside the score, a
-throw-away head reads from each image token which shape and colour the verifier found in its cell:
-dense labels that teach the network to see, where one number a picture teaches it little.
+Trained on renders and on generated pictures with their previews, each with its own or an altered caption
+and labelled by the verifier's score of the final picture for that caption; half of them are mirrored,
+captions with them. Beside the score, throw-away heads are asked for what is behind it: at each image token
+which shape and colour the verifier found in its cell, at each noun whether what the caption says of it
+holds. One number a picture teaches a network little; these teach it to see and to compare.
+
+Always true: no held-out caption is learned from, mirrored and altered ones included, and step i draws the
+same batch whether the training was interrupted or not.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,51 +22,156 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
+from transformers import CLIPTokenizer
 
 from rewards_service.scorers.preference import save_preference
 from rewards_service.scorers.preference_network import PreferenceConfig, PreferenceNetwork
+from shapes.captions import split_of
 from shapes.tokenizer import MAX_LENGTH, build_tokenizer
-from shapes.training.captions import altered
+from shapes.training.captions import altered, mirrored
 from shapes.training.diffusion import MAP_CLASSES, alignment_loss
+from shapes.training.facts import NOUN_FACTS, SCENE_FACTS, fact_labels, fact_loss
 from shapes.training.files import load_state, log_line, save_state
 from shapes.training.optimizer import MuonAdamW, set_learning_rate, warmup_cosine
-from shapes.training.samples import PREVIEW_STEPS, load_samples
+from shapes.training.samples import Samples, load_samples
 from shapes.training.scenes import MAP_SIZE, load_scenes
-from shapes.training.text import token_ids
-from shapes.verify import strict_score
+from shapes.training.text import noun_positions, token_ids
+from shapes.verify import Verdict, verdicts
 
-STEPS = 4000
-BATCH = 60
+STEPS = 3000
+BATCH_RENDERS = 20
+BATCH_SAMPLES = 40
 RENDERS = 12_000
+RENDERS_ALTERED = 0.65
+SAMPLES_ALTERED = 0.3
+"""How many pictures of each kind come with an altered caption."""
+PREVIEW_SHARES = (0.08, 0.12, 0.12, 0.12, 0.12, 0.12, 0.32)
+"""How often a trajectory is seen at each of its kept previews; the last is the final picture."""
+HALF_WAY = 1
+"""Index of the preview after 5 of 10 steps."""
 LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.02
 DENSE = 0.3
-"""Weight of the object-map loss."""
+FACTS = 0.5
+"""Weights of the object-map loss and of the loss on facts, beside the score's."""
 CHUNKS = range(3, 7)
 SAVE_EVERY = 250
+HELD_OUT = 512
+"""Trajectories, the last chunk of samples, that only measure."""
 
 
-class _LabelledRenders:
-    """Scenes with a caption that is right in a third of the cases, and the verifier's score of the pair."""
+@dataclass(frozen=True)
+class _Captions:
+    """A caption for each of N pictures: token ids [N, 24], those of the mirrored caption, and verdicts.
 
-    def __init__(self, work: Path, rng: np.random.Generator) -> None:
-        scenes = load_scenes(work / "scenes", CHUNKS)
-        self.images = scenes.images[:RENDERS]
-        self.shape_map, self.color_map = scenes.shape_map[:RENDERS], scenes.color_map[:RENDERS]
-        self.captions = []
-        self.strict = np.ones(len(self.images), np.float32)
-        for row, caption in enumerate(scenes.captions[:RENDERS]):
-            for _ in range(int(rng.choice(3, p=(0.35, 0.4, 0.25)))):
-                caption = altered(caption, rng)
-            self.captions.append(caption)
-            self.strict[row] = strict_score(self.images[row], caption)
+    Facts are [N, 4, 2] of the nouns and [N, 2] of the scene, as `fact_labels` gives them.
+    """
+
+    ids: torch.Tensor
+    mirrored_ids: torch.Tensor
+    may_mirror: NDArray[np.bool_]
+    strict: NDArray[np.float32]
+    noun_facts: NDArray[np.float32]
+    scene_facts: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """N pictures, each seen in V views: uint8 [N, V, 64, 64, 3], with maps [N, 8, 8] and two captions."""
+
+    views: NDArray[np.uint8]
+    view_shares: tuple[float, ...]
+    shape_map: NDArray[np.uint8]
+    color_map: NDArray[np.uint8]
+    own: _Captions
+    other: _Captions
+
+    def draw(self, size: int, altered_share: float, rng: np.random.Generator) -> _Batch:
+        rows = rng.integers(0, len(self.views), size)
+        images = self.views[rows, rng.choice(len(self.view_shares), size, p=self.view_shares)]
+        maps = np.stack([self.shape_map[rows], self.color_map[rows]], axis=1)
+        use_other, flip = rng.random(size) < altered_share, rng.random(size) < 0.5
+        captions = [self.other if other else self.own for other in use_other]
+        mirror = np.array([c.may_mirror[row] for c, row in zip(captions, rows, strict=True)]) & flip
+        images[mirror] = images[mirror, :, ::-1]
+        maps[mirror] = maps[mirror, :, :, ::-1]
+        told = list(zip(captions, rows, mirror, strict=True))
+        return _Batch(
+            _to_tensor(images),
+            torch.stack([(c.mirrored_ids if flipped else c.ids)[row] for c, row, flipped in told]),
+            torch.from_numpy(np.array([c.strict[row] for c, row, _ in told])),
+            torch.from_numpy(maps).long(),
+            torch.from_numpy(np.stack([c.noun_facts[row] for c, row, _ in told])),
+            torch.from_numpy(np.stack([c.scene_facts[row] for c, row, _ in told])),
+        )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images [B, 3, 64, 64] in [-1, 1], ids [B, 24], strict scores [B], maps [B, 2, 8, 8], facts."""
+
+    images: torch.Tensor
+    ids: torch.Tensor
+    strict: torch.Tensor
+    maps: torch.Tensor
+    noun_facts: torch.Tensor
+    scene_facts: torch.Tensor
+
+
+def _captions(tokenizer: CLIPTokenizer, captions: list[str], judged: list[Verdict]) -> _Captions:
+    mirrors = [mirrored(caption) for caption in captions]
+    labels = [fact_labels(caption, verdict) for caption, verdict in zip(captions, judged, strict=True)]
+    return _Captions(
+        token_ids(tokenizer, captions),
+        token_ids(tokenizer, mirrors),
+        np.array([split_of(caption) == "train" for caption in mirrors]),
+        np.array([verdict.strict for verdict in judged], np.float32),
+        np.stack([nouns for nouns, _ in labels]),
+        np.stack([scene for _, scene in labels]),
+    )
+
+
+def _own_and_other(
+    tokenizer: CLIPTokenizer, images: NDArray[np.uint8], captions: list[str], rng: np.random.Generator
+) -> tuple[_Captions, _Captions]:
+    """The captions, and the same altered once or twice, each with the verifier's verdict on its picture."""
+    others = [altered(caption, rng) for caption in captions]
+    others = [altered(other, rng) if rng.random() < 0.4 else other for other in others]
+    judged = [verdicts(image, pair) for image, *pair in zip(images, captions, others, strict=True)]
+    own, other = zip(*judged, strict=True)
+    return _captions(tokenizer, captions, list(own)), _captions(tokenizer, others, list(other))
+
+
+def _renders(work: Path, tokenizer: CLIPTokenizer, rng: np.random.Generator) -> _Pictures:
+    scenes = load_scenes(work / "scenes", CHUNKS)
+    images, captions = scenes.images[:RENDERS], scenes.captions[:RENDERS]
+    return _Pictures(
+        images[:, None],
+        (1.0,),
+        scenes.shape_map[:RENDERS],
+        scenes.color_map[:RENDERS],
+        *_own_and_other(tokenizer, images, captions, rng),
+    )
+
+
+def _generated(samples: Samples, tokenizer: CLIPTokenizer, rng: np.random.Generator) -> _Pictures:
+    learned = slice(0, len(samples.strict) - HELD_OUT)
+    captions, previews = samples.captions[learned], samples.previews[learned]
+    return _Pictures(
+        previews,
+        PREVIEW_SHARES,
+        samples.shape_map[learned],
+        samples.color_map[learned],
+        *_own_and_other(tokenizer, previews[:, -1], captions, rng),
+    )
 
 
 def _to_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_preference(work: Path, steps: int = STEPS, start_from: Path | None = None) -> None:
-    """Train the scorer on `work/samples` and write `work/preference`.
+def train_preference(work: Path, steps: int = STEPS) -> None:
+    """Train the scorer on renders and `work/samples`, and write `work/preference`.
 
     The last chunk of samples is left out of training and gives the logged correlations: over pictures
     minus their prompt's mean, for final pictures and for previews half way.
@@ -70,64 +180,65 @@ def train_preference(work: Path, steps: int = STEPS, start_from: Path | None = N
     if (folder / "config.json").exists():
         return
     torch.manual_seed(7)
-    rng = np.random.default_rng(7)
     tokenizer = build_tokenizer(work / "tokenizer")
-    renders = _LabelledRenders(work, rng)
     samples = load_samples(work / "samples")
-    render_ids = token_ids(tokenizer, renders.captions)
-    sample_ids = token_ids(tokenizer, samples.captions)
+    renders = _renders(work, tokenizer, np.random.default_rng([7, 0]))
+    generated = _generated(samples, tokenizer, np.random.default_rng([7, 1]))
     network = PreferenceNetwork(
         PreferenceConfig(
             vocab_size=len(tokenizer), context_length=MAX_LENGTH, eos_token_id=int(tokenizer.eos_token_id)
         )
     )
-    dense_head = nn.Linear(network.config.width, sum(MAP_CLASSES))
+    map_head = nn.Linear(network.config.width, sum(MAP_CLASSES))
+    noun_head = nn.Linear(network.config.width, NOUN_FACTS)
+    scene_head = nn.Linear(network.config.width, SCENE_FACTS)
     captured: dict[str, torch.Tensor] = {}
     network.transformer.register_forward_hook(lambda module, inputs, output: captured.update(hidden=output))
-    modules = nn.ModuleList([network, dense_head])
+    modules = nn.ModuleList([network, map_head, noun_head, scene_head])
     apart = [*network.token_embedding.parameters(), network.image_positions, network.token_positions]
-    apart += [network.class_token, *network.head.parameters(), *dense_head.parameters()]
-    optimizer = MuonAdamW(modules.parameters(), apart, LEARNING_RATE, weight_decay=0.02)
-    held = len(samples.strict) - 512
+    apart.append(network.class_token)
+    for head in (network.head, map_head, noun_head, scene_head):
+        apart += head.parameters()
+    optimizer = MuonAdamW(modules.parameters(), apart, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     start = 0
     if state := load_state(work / "preference.pt"):
         modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
+    losses: list[tuple[float, float, float]] = []
     for step in range(start, steps):
-        rng = np.random.default_rng([7, step])
+        rng = np.random.default_rng([8, step])
         torch.manual_seed(7_000 + step)
         set_learning_rate(optimizer, warmup_cosine(step, steps, LEARNING_RATE, 100))
-        some = rng.integers(0, len(renders.strict), BATCH // 3)
-        other = rng.integers(0, held, 2 * BATCH // 3)
-        which = rng.choice(len(PREVIEW_STEPS), len(other), p=(0.08, 0.12, 0.12, 0.12, 0.12, 0.12, 0.32))
-        images = np.concatenate([renders.images[some], samples.previews[other, which]])
-        logits = network(_to_tensor(images), torch.cat([render_ids[some], sample_ids[other]]))
-        target = torch.from_numpy(np.concatenate([renders.strict[some], samples.strict[other]]))
-        shape = torch.from_numpy(np.concatenate([renders.shape_map[some], samples.shape_map[other]])).long()
-        color = torch.from_numpy(np.concatenate([renders.color_map[some], samples.color_map[other]])).long()
-        cells = dense_head(captured["hidden"][:, 1 : 1 + MAP_SIZE**2])
-        cells = cells.transpose(1, 2).unflatten(2, (MAP_SIZE, MAP_SIZE))
-        loss = F.binary_cross_entropy_with_logits(logits, target)
-        dense = alignment_loss(cells, shape, color)
-        (loss + DENSE * dense).backward()
+        parts = (
+            renders.draw(BATCH_RENDERS, RENDERS_ALTERED, rng),
+            generated.draw(BATCH_SAMPLES, SAMPLES_ALTERED, rng),
+        )
+        ids, maps = torch.cat([p.ids for p in parts]), torch.cat([p.maps for p in parts])
+        logits = network(torch.cat([p.images for p in parts]), ids)
+        loss = F.binary_cross_entropy_with_logits(logits, torch.cat([p.strict for p in parts]))
+        scene, cells, words = captured["hidden"].split((1, MAP_SIZE**2, ids.shape[1]), dim=1)
+        map_logits = map_head(cells).transpose(1, 2).unflatten(2, (MAP_SIZE, MAP_SIZE))
+        dense = alignment_loss(map_logits, maps[:, 0], maps[:, 1])
+        nouns = words[torch.arange(len(ids))[:, None], noun_positions(tokenizer, ids)]
+        fact_logits = torch.cat([noun_head(nouns).flatten(1), scene_head(scene[:, 0])], dim=1)
+        labels = [torch.cat([p.noun_facts.flatten(1), p.scene_facts], dim=1) for p in parts]
+        facts = fact_loss(fact_logits, torch.cat(labels))
+        (loss + DENSE * dense + FACTS * facts).backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        losses.append((loss.item(), dense.item(), facts.item()))
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            final = _within_prompt(
-                network, samples.previews[held:, -1], sample_ids[held:], samples.strict[held:]
-            )
-            half = _within_prompt(
-                network, samples.previews[held:, 1], sample_ids[held:], samples.strict[held:]
-            )
+            mean = np.mean(losses[-SAVE_EVERY:], axis=0)
             log_line(
                 work / "preference.jsonl",
                 step=step + 1,
-                loss=loss.item(),
-                dense=dense.item(),
-                within_final=final,
-                within_half=half,
+                loss=float(mean[0]),
+                dense=float(mean[1]),
+                facts=float(mean[2]),
+                within_final=_within_prompt(network, tokenizer, samples, -1),
+                within_half=_within_prompt(network, tokenizer, samples, HALF_WAY),
             )
             save_state(
                 work / "preference.pt",
@@ -142,12 +253,14 @@ def train_preference(work: Path, steps: int = STEPS, start_from: Path | None = N
 
 @torch.no_grad()
 def _within_prompt(
-    network: PreferenceNetwork, images: NDArray[np.uint8], ids: torch.Tensor, strict: NDArray[np.float32]
+    network: PreferenceNetwork, tokenizer: CLIPTokenizer, samples: Samples, preview: int
 ) -> float:
-    """Correlation of prediction and score over a prompt's two seeds (the halves of a chunk)."""
+    """Correlation of prediction and score over the two seeds of each held-out prompt (a chunk's halves)."""
     network.eval()
+    images = samples.previews[-HELD_OUT:, preview]
+    ids, strict = token_ids(tokenizer, samples.captions[-HELD_OUT:]), samples.strict[-HELD_OUT:]
     parts = zip(_to_tensor(images).split(64), ids.split(64), strict=True)
     predicted = torch.cat([network(image, tokens).sigmoid() for image, tokens in parts]).numpy()
     network.train()
-    half = len(strict) // 2
+    half = HELD_OUT // 2
     return float(np.corrcoef(predicted[:half] - predicted[half:], strict[:half] - strict[half:])[0, 1])

@@ -135,6 +135,8 @@ def generate_samples(work: Path, chunks: range = CHUNKS) -> None:
     folder = work / "samples"
     folder.mkdir(exist_ok=True)
     pipeline = load_pipeline(work)
+    for module in (pipeline.unet, pipeline.vae):
+        module.to(memory_format=torch.channels_last)  # a fifth faster on CPUs
     for number in chunks:
         path = folder / f"samples-{number:03d}.npz"
         if not path.exists():

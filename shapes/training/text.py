@@ -1,4 +1,4 @@
-"""Stage 2: the text encoder, first taught to read: which object is which, before any picture is seen.
+"""The text encoder, first taught to read: which object is which, before any picture is seen.
 
 A CLIP text encoder is causal, so a noun's token knows its own size, colour and count, and of a relation
 only what came before; the end token knows the whole scene. Linear probes on those tokens are trained
@@ -105,7 +105,7 @@ def train_text_encoder(work: Path, steps: int = STEPS) -> tuple[CLIPTokenizer, C
     noun_targets = torch.full((len(captions), MAX_GROUPS, len(NOUN_CLASSES)), ABSENT)
     for row, (nouns, _) in enumerate(readings):
         noun_targets[row, : len(nouns)] = torch.tensor(nouns)
-    noun_position = _noun_positions(tokenizer, ids)
+    noun_position = noun_positions(tokenizer, ids)
     model = build_text_encoder(tokenizer)
     noun_head, end_head = nn.Linear(WIDTH, sum(NOUN_CLASSES)), nn.Linear(WIDTH, sum(END_CLASSES))
     everything = [*model.parameters(), *noun_head.parameters(), *end_head.parameters()]
@@ -131,7 +131,7 @@ def train_text_encoder(work: Path, steps: int = STEPS) -> tuple[CLIPTokenizer, C
     return tokenizer, model
 
 
-def _noun_positions(tokenizer: CLIPTokenizer, ids: torch.Tensor) -> torch.Tensor:
+def noun_positions(tokenizer: CLIPTokenizer, ids: torch.Tensor) -> torch.Tensor:
     """Token position of the k-th noun of each caption, int64 [N, 4]; 0 where there is none."""
     words = [*SHAPES, *(plural for shape in SHAPES for plural in (shape + "s", shape + "es"))]
     nouns = torch.tensor([i for i in tokenizer.convert_tokens_to_ids([w + "</w>" for w in words]) if i])

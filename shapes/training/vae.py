@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder (64 x 64 x 3 to 16 x 16 x 4 latents), an `AutoencoderTiny`.
+"""The autoencoder (64 x 64 x 3 to 16 x 16 x 4 latents), an `AutoencoderTiny`.
 
 The loss is weighted towards the objects: with a plain one the background's texture takes the capacity
 and a third of the scenes is no longer right after reconstruction. Latents are pulled to zero mean and

@@ -11,11 +11,12 @@ import torch
 
 from shapes.captions import TIERS, canonical, parse, sample_caption, split_of
 from shapes.render import place, render
-from shapes.training import diffusion, scenes, vae
-from shapes.training.captions import altered
+from shapes.training import scenes, vae
+from shapes.training.captions import altered, mirrored
+from shapes.training.facts import fact_labels, fact_loss
 from shapes.training.optimizer import MuonAdamW, orthogonalised
 from shapes.training.text import ABSENT, END_CLASSES, NOUN_CLASSES, reading
-from shapes.verify import strict_score
+from shapes.verify import strict_score, verify
 
 
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
@@ -44,12 +45,6 @@ def test_optimizer_solves_least_squares_for_matrix_and_bias() -> None:
     assert torch.allclose(layer.bias, torch.full((3,), 2.0), atol=0.02)
 
 
-def test_learning_rate_before_the_decay_does_not_depend_on_the_length() -> None:
-    early, rate = range(0, 3000, 100), diffusion.learning_rate
-    assert [rate(step, 5000) for step in early] == [rate(step, 9000) for step in early]
-    assert diffusion.learning_rate(4999, 5000) < 0.01 * diffusion.LEARNING_RATE
-
-
 @pytest.mark.parametrize("tier", TIERS)
 def test_altered_captions_are_other_scenes_and_score_lower(tier: int) -> None:
     rng = np.random.default_rng(tier)
@@ -67,6 +62,51 @@ def test_altered_captions_are_other_scenes_and_score_lower(tier: int) -> None:
         wrong.append(strict_score(image, other))
     assert np.mean(right) > 0.98
     assert np.mean(wrong) < 0.9
+
+
+def test_no_caption_is_altered_into_a_held_out_one() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        caption = sample_caption(rng, int(rng.integers(1, 5)), "train")
+        assert split_of(altered(caption, rng)) == "train"
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_mirrored_picture_scores_for_the_mirrored_caption_as_it_did(tier: int) -> None:
+    rng = np.random.default_rng(tier)
+    for _ in range(15):
+        caption = sample_caption(rng, tier, "train")
+        spec = parse(caption)
+        objects = place(spec, rng)
+        if objects is None:
+            continue
+        image = render(objects, spec.texture, rng)
+        judged = altered(caption, rng) if rng.random() < 0.5 else caption
+        flipped = np.ascontiguousarray(image[:, ::-1])
+        assert strict_score(flipped, mirrored(judged)) == strict_score(image, judged)
+
+
+def test_fact_labels_stand_at_the_words_that_claim_them() -> None:
+    caption = "a small red circle left of a blue square on a dotted background"
+    spec = parse(caption)
+    rng = np.random.default_rng(0)
+    objects = place(spec, rng)
+    assert objects is not None
+    image = render(objects, spec.texture, rng)
+    nouns, scene = fact_labels(caption, verify(image, caption))
+    assert nouns[:2].tolist() == [[1.0, pytest.approx(np.nan, nan_ok=True)], [1.0, 1.0]]
+    assert np.isnan(nouns[2:]).all()
+    assert scene.tolist() == [1.0, 1.0]
+    wrong = "a large red circle right of a blue square on a plain background"
+    nouns, scene = fact_labels(wrong, verify(image, wrong))
+    assert nouns[0, 0] == 0.5, "it is there, but not large"
+    assert nouns[1, 1] == 0.0, "it is left"
+    assert scene.tolist() == [1.0, 0.0], "the background is dotted"
+
+
+def test_facts_that_are_not_claimed_do_not_count() -> None:
+    logits, nothing = torch.tensor([[0.0, 50.0]]), float("nan")
+    assert fact_loss(logits, torch.tensor([[1.0, nothing]])).item() == pytest.approx(np.log(2))
 
 
 def test_reading_names_attributes_where_a_causal_encoder_can_know_them() -> None:

@@ -27,6 +27,9 @@ from actors.errors import UserError
 PolicyView = Literal["latent", "seed", "timestep"]
 TIMESTEP_DIM = 128
 PROGRESS_FEATURES = ("step_ratio", "nfe_ratio", "attempt_ratio", "looked_here")
+RATIOS = ("step_ratio", "nfe_ratio", "attempt_ratio", "looked_here")
+"""Features that lie in [0, 1] by construction."""
+_RATIO_MEAN, _RATIO_STD = 0.5, 12**-0.5
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,35 @@ class Observer:
             observations_BD[..., :critic_end],
             observations_BD[..., critic_end:] > 0.5,
         )
+
+    def complete_statistics(
+        self, mean_D: NDArray[np.float32], std_D: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Normalisation of the critic's whole input, where measured trajectories cannot know it.
+
+        They were not looked at and began only once. So the policy's quality features, all zero there,
+        take the critic's statistics, which are of every preview, and ratios those of a uniform number.
+        """
+        mean_D, std_D = mean_D.copy(), std_D.copy()
+        blocks: list[tuple[int, tuple[str, ...]]] = []
+        if self.critic_dim:
+            blocks.append((self.policy_dim, QUALITY_FEATURES))
+        if self.config.policy == "seed":
+            blocks.append((self.policy_dim - len(QUALITY_FEATURES), QUALITY_FEATURES))
+        else:
+            progress = self.policy_dim - len(PROGRESS_FEATURES)
+            blocks.append((progress, PROGRESS_FEATURES))
+            if self.config.policy == "latent":
+                quality = progress - len(QUALITY_FEATURES)
+                blocks.append((quality, QUALITY_FEATURES))
+                if self.critic_dim:
+                    for statistics_D in (mean_D, std_D):
+                        statistics_D[quality:progress] = statistics_D[self.policy_dim :]
+        for start, names in blocks:
+            for offset, name in enumerate(names):
+                if name in RATIOS:
+                    mean_D[start + offset], std_D[start + offset] = _RATIO_MEAN, _RATIO_STD
+        return mean_D, std_D
 
     def _policy_parts(
         self, episodes: Sequence[Episode], embeddings: Mapping[str, NDArray[np.float32]] | None

@@ -51,9 +51,10 @@ class _NormalisedMLP(nn.Module):
         self.layers = nn.Sequential(*layers, _orthogonal(nn.Linear(widths[-1], out_dim), out_gain))
 
     def normalised(self, inputs_BD: torch.Tensor) -> torch.Tensor:
-        """Inputs in standard deviations from their mean, clipped."""
+        """Inputs in standard deviations from their mean, clipped; an exact 0 is unknown and stays 0."""
         scaled_BD = (inputs_BD - self.obs_mean) / self.obs_std.clamp_min(SMALLEST_STD)
-        return scaled_BD.clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+        known_BD = scaled_BD.clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+        return known_BD.masked_fill(inputs_BD == 0, 0.0)
 
 
 def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
@@ -72,6 +73,13 @@ class PolicyNetwork(_NormalisedMLP):
     def __init__(self, policy_dim: int, num_actions: int, hidden: Sequence[int] = (512, 256)) -> None:
         super().__init__(policy_dim, num_actions, hidden, out_gain=0.01)
         self.policy_dim, self.num_actions, self.hidden = policy_dim, num_actions, tuple(hidden)
+
+    def set_initial_logits(self, logits_A: Sequence[float]) -> None:
+        """What the untrained network's logits lie near, whatever it observes."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor(logits_A))
 
     def forward(self, policy_BD: torch.Tensor, mask_BA: torch.Tensor) -> torch.Tensor:
         """[B, A] logits; ILLEGAL_LOGIT where the mask is False."""

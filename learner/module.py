@@ -22,7 +22,7 @@ class PolicyModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     """Actor and critic over a flat observation.
 
     `model_config`: observation (ObservationConfig's fields), sizes (ObservationSizes' fields),
-    num_actions, hidden.
+    num_actions, hidden, initial_logits (what every action's logit starts near).
     """
 
     def setup(self) -> None:
@@ -35,6 +35,7 @@ class PolicyModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         )
         observer, hidden = self.observer, tuple(options["hidden"])
         self.policy = PolicyNetwork(observer.policy_dim, observer.num_actions, hidden)
+        self.policy.set_initial_logits(options["initial_logits"])
         self.value = ValueNetwork(observer.policy_dim + observer.critic_dim, hidden)
 
     def get_non_inference_attributes(self) -> list[str]:

@@ -43,6 +43,9 @@ def ppo_config(config: RunConfig, settings: RunnerSettings) -> PPOConfig:
             "sizes": asdict(observer.sizes),
             "num_actions": observer.num_actions,
             "hidden": list(ppo.hidden),
+            "initial_logits": [
+                ppo.continue_logit if name == "continue" else 0.0 for name in config.engine.actions
+            ],
         },
     )
     return (

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
+from actors.observations import Observer
 from actors.references import Reference
 from rewards_service.contracts import METRICS
 
@@ -85,14 +86,17 @@ def missing(
     return [request for request, key in zip(requests, keys, strict=True) if key not in known]
 
 
-def normalisation(references: Sequence[Reference]) -> Normalisation:
-    """Statistics of the observations seen on the way; an input that never changed is left as it is."""
+def normalisation(references: Sequence[Reference], observer: Observer) -> Normalisation:
+    """Statistics of the observations seen on the way, completed by the observer.
+
+    An input that never changed is left as it is.
+    """
     seen = [reference.observations_TD for reference in references if reference.observations_TD is not None]
     observations_ND = np.concatenate(seen)
     mean_D, std_D = observations_ND.mean(axis=0), observations_ND.std(axis=0)
     constant = std_D < _CONSTANT
     mean_D[constant], std_D[constant] = 0.0, 1.0
-    return Normalisation(mean_D.astype(np.float32), std_D.astype(np.float32))
+    return Normalisation(*observer.complete_statistics(mean_D.astype(np.float32), std_D.astype(np.float32)))
 
 
 def score_scales(references: Sequence[Reference]) -> dict[str, float]:

@@ -92,7 +92,7 @@ class Run:
         """Run the references; fix the input normalisation, the scores' scales and sigma on them."""
         calibration = self.requests[:_CALIBRATION_REQUESTS]
         observed = self._run_references(calibration, self.config.engine.num_steps, observe=True)
-        statistics = references.normalisation(observed)
+        statistics = references.normalisation(observed, self.described.observer)
         mean_D, std_D = torch.from_numpy(statistics.mean_D), torch.from_numpy(statistics.std_D)
         self.algorithm.learner_group.foreach_learner(
             lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().set_normalisation(mean_D, std_D)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
-from actors.contracts import EpisodeRequest
+from actors.contracts import QUALITY_FEATURES, EpisodeRequest
 from actors.engine import Engine, EngineConfig, Episode
 from actors.errors import UserError
 from actors.observations import ObservationConfig, ObservationSizes, Observer, PolicyView, timestep_embedding
@@ -111,3 +111,21 @@ def test_critic_part_is_zero_where_nobody_scored(played: tuple[Engine, list[Epis
 def test_unknown_view_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"observation.policy is 'all'; accepted: latent, seed, timestep"):
         ObservationConfig("all")  # type: ignore[arg-type]
+
+
+def test_statistics_that_references_cannot_know_are_completed() -> None:
+    observer = Observer(ObservationConfig("latent", True), ObservationSizes(2, 3), 4)
+    quality, progress = observer.policy_dim - 12, observer.policy_dim - 4
+    width = observer.policy_dim + observer.critic_dim
+    mean_D = np.arange(width, dtype=np.float32)
+    std_D = np.ones(width, dtype=np.float32)
+    mean, std = observer.complete_statistics(mean_D, std_D)
+    untouched = list(range(quality))
+    np.testing.assert_array_equal(mean[untouched], mean_D[untouched])
+    image_reward = QUALITY_FEATURES.index("image_reward")
+    assert mean[quality + image_reward] == mean_D[observer.policy_dim + image_reward]
+    uniform = np.random.default_rng(0).random(100_000)
+    for offset in range(4):
+        assert mean[progress + offset] == pytest.approx(uniform.mean(), abs=0.01)
+        assert std[progress + offset] == pytest.approx(uniform.std(), abs=0.01)
+    np.testing.assert_array_equal(mean_D, np.arange(width))

@@ -67,6 +67,12 @@ def test_observations_are_normalised_and_clipped(network: PolicyNetwork) -> None
     )
     expected = network.layers(normalised).masked_fill(~mask, -1e9)
     torch.testing.assert_close(network(observations, mask), expected)
+    unknown = observations.clone()
+    unknown[:, 3] = 0.0
+    at_mean = observations.clone()
+    at_mean[:, 3] = network.obs_mean[3]
+    assert network.obs_mean[3] != 0
+    torch.testing.assert_close(network(unknown, mask), network(at_mean, mask))
     far = torch.full((1, DIM), 1e6)
     everything = torch.ones(1, ACTIONS, dtype=torch.bool)
     torch.testing.assert_close(network(far, everything), network(1e3 * far, everything))

@@ -25,6 +25,7 @@ def build(*, inference_only: bool = False, critic_sees_quality: bool = True) -> 
             "sizes": {"feature_dim": 5, "text_dim": 3, "embedding_dim": 2},
             "num_actions": ACTIONS,
             "hidden": [16],
+            "initial_logits": [0.0] * ACTIONS,
         },
     )
     module: PolicyModule = spec.build()

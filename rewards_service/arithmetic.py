@@ -3,7 +3,7 @@
 `R = R_quality + R_efficiency + R_terminal` for each decision, without outer weights. Invariants:
 - Standing still never pays: R_quality is a difference of potentials (Ng, Harada and Russell 1999), with
   the potential of a finished episode zero, and stability, never positive.
-- R_terminal is bounded by its weight, whatever a prompt's references are.
+- R_terminal is bounded by its weight and range, whatever a prompt's references are.
 - The held-out utility, by which trials are compared, knows no trial's weights.
 """
 
@@ -146,7 +146,7 @@ def final_reward(ending: Ending, config: RewardConfig, sigma: float) -> float:
     weight = PROFILES[config.profile].terminal * config.terminal_weight
     if config.profile == "raw":
         return weight * (final - reference)
-    return weight * terminal(final, reference, sigma)
+    return weight * terminal(final, reference, sigma, config.terminal_range)
 
 
 def potential(scores: ScoreRow, config: RewardConfig, reference: ScoreRow | None = None) -> float:
@@ -176,10 +176,10 @@ def efficiency(cost: float, c_nfe: float) -> float:
     return -c_nfe * cost
 
 
-def terminal(quality: float, reference: float, sigma: float) -> float:
-    """`clip((Q - Q_reference) / sigma, -1, 1)`."""
+def terminal(quality: float, reference: float, sigma: float, limit: float = 1.0) -> float:
+    """`clip((Q - Q_reference) / sigma, -limit, limit)`."""
     assert sigma > 0, f"sigma is {sigma}"
-    return float(np.clip((quality - reference) / sigma, -1.0, 1.0))
+    return float(np.clip((quality - reference) / sigma, -limit, limit))
 
 
 def quality(scores: ScoreRow, config: RewardConfig) -> float:

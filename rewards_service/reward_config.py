@@ -45,7 +45,9 @@ class RewardConfig:
     )
     """How much of each metric counts as 1."""
     terminal_weight: float = 1.0
-    """Largest size of the terminal reward."""
+    """What a final image is worth that is one sigma better than its reference."""
+    terminal_range: float = 1.0
+    """Differences beyond so many sigmas count no more than these."""
     c_nfe: float = 0.01
     """Price of one NFE; where it starts, if a target or a floor is given."""
     gamma_d: float = 0.99
@@ -83,6 +85,8 @@ class RewardConfig:
         for option in ("c_nfe", "terminal_weight", "dual_rate"):
             if not 0 <= getattr(self, option) < math.inf:
                 raise ValueError(f"{option}: {getattr(self, option)}; accepted: 0 or more")
+        if not 0 < self.terminal_range < math.inf:
+            raise ValueError(f"terminal_range: {self.terminal_range}; accepted: above 0")
         if self.target_nfe is not None and not 0 < self.target_nfe < math.inf:
             raise ValueError(f"target_nfe: {self.target_nfe}; accepted: above 0, or null")
         if self.target_nfe is not None and self.quality_floor is not None:

@@ -117,6 +117,8 @@ def test_terminal_is_bounded_and_linear_between() -> None:
     assert terminal(0.9, 1.0, 0.5) == pytest.approx(-0.2)
     assert terminal(9.0, 1.0, 0.5) == 1.0
     assert terminal(-9.0, 1.0, 0.5) == -1.0
+    assert terminal(-9.0, 1.0, 0.5, limit=3.0) == -3.0
+    assert terminal(2.0, 1.0, 0.5, limit=3.0) == pytest.approx(2.0)
     with pytest.raises(AssertionError, match="sigma is 0"):
         terminal(1.0, 1.0, 0.0)
 

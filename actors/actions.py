@@ -117,8 +117,10 @@ class Restart:
         return 1
 
     def possible(self, episode: Episode) -> bool:
-        """While attempts are left."""
-        return episode.attempt < episode.config.max_attempts
+        """While attempts are left; of an image that was looked at, where the configuration asks for it."""
+        config = episode.config
+        blind = config.restart_needs_look and "look" in config.actions and not episode.looked_here
+        return episode.attempt < config.max_attempts and not blind
 
     def apply(self, episode: Episode) -> None:
         """Forget the trajectory; of the looks, only the best score of an image kept stays known."""

@@ -64,25 +64,41 @@ class RunnerSettings:
     trajectories: str | None = None
 
 
+_HARD_PASSES = 1 << 32
+"""Passes from here on are of one request that was drawn for being hard."""
+
+
 @dataclass(frozen=True)
 class Orders:
     """What the driver tells the env runners: the iteration, and the calibrated reward.
 
-    targets: what each request's episode is measured against, in the order of `RunnerSettings.requests`.
+    targets: what each request's episode is measured against, in the order of `RunnerSettings.requests`;
+    hard: indices of the requests whose references are the worst; hard_share: how many of the iteration's
+    episodes are drawn from these alone.
     """
 
     iteration: int
     reward: RewardConfig
     targets: tuple[Target, ...]
+    hard: tuple[int, ...] = ()
+    hard_share: float = 0.0
 
 
 def iteration_requests(
-    count: int, iteration: int, episodes: int, seed: int, share: tuple[int, int] = (0, 1)
+    count: int,
+    iteration: int,
+    episodes: int,
+    seed: int,
+    share: tuple[int, int] = (0, 1),
+    *,
+    hard: Sequence[int] = (),
+    hard_share: float = 0.0,
 ) -> list[tuple[int, int]]:
     """(pass, index) of the requests that part `share[0]` of `share[1]` has to run in an iteration.
 
     Requests come in passes, each a permutation of all `count` of them that depends on the seed and the
     pass; iteration i takes the i-th `episodes` of that endless sequence, and the parts stride over it.
+    `hard_share` of them, drawn by seed and position, give way to one of `hard`, in a pass of its own.
     """
     part, parts = share
     positions = range(iteration * episodes, (iteration + 1) * episodes)
@@ -90,6 +106,10 @@ def iteration_requests(
     chosen = []
     for position in positions:
         if position % parts != part:
+            continue
+        draw = np.random.default_rng([seed, position, 2])
+        if hard and draw.random() < hard_share:
+            chosen.append((_HARD_PASSES + position, hard[int(draw.integers(len(hard)))]))
             continue
         round_, offset = divmod(position, count)
         if round_ not in orders:
@@ -186,6 +206,8 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             settings.episodes_per_iteration,
             settings.seed,
             self.share,
+            hard=orders.hard,
+            hard_share=orders.hard_share,
         )
         training = [self._training_request(round_, index, orders) for round_, index in chosen]
         gathered = collector.collect(training, self._policy(explore), orders.reward, greedy=not explore)

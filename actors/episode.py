@@ -47,6 +47,10 @@ class EngineConfig:
     """Budget of an episode; a request may bring its own."""
     max_attempts: int = 4
     """How many noises an episode may try, the first included."""
+    restart_needs_look: bool = False
+    """Whether, where `look` is among the actions, only an image that was looked at is given up. What no
+    look has judged cannot be chosen in the end, and a policy that learns soon shuns blind restarts, the
+    seen ones with them."""
     refine_steps: int = 2
     refine_noise: float = 0.5
     """Refinement starts from this share of the present timestep."""

@@ -68,11 +68,12 @@ class Observer:
         self.config = config
         self.sizes = sizes
         self.num_actions = num_actions
-        self.policy_dim = {
-            "latent": sizes.feature_dim + sizes.text_dim + TIMESTEP_DIM + quality_dim + progress_dim,
-            "seed": 2 * sizes.embedding_dim + TIMESTEP_DIM + quality_dim,
-            "timestep": TIMESTEP_DIM + progress_dim,
+        self._policy_widths = {
+            "latent": (sizes.feature_dim, sizes.text_dim, TIMESTEP_DIM, quality_dim, progress_dim),
+            "seed": (sizes.embedding_dim, sizes.embedding_dim, TIMESTEP_DIM, quality_dim),
+            "timestep": (TIMESTEP_DIM, progress_dim),
         }[config.policy]
+        self.policy_dim = sum(self._policy_widths)
         self.critic_dim = quality_dim if config.critic_sees_quality else 0
         self.dim = self.policy_dim + self.critic_dim + num_actions
 
@@ -117,6 +118,8 @@ class Observer:
 
         They were not looked at and began only once. So the policy's quality features, all zero there,
         take the critic's statistics, which are of every preview, and ratios those of a uniform number.
+        Then each block of the policy part is widened or narrowed so that all blocks start with the same
+        say in the first layer: else the one score that a look paid for is lost among hundreds of features.
         """
         mean_D, std_D = mean_D.copy(), std_D.copy()
         blocks: list[tuple[int, tuple[str, ...]]] = []
@@ -137,6 +140,10 @@ class Observer:
             for offset, name in enumerate(names):
                 if name in RATIOS:
                     mean_D[start + offset], std_D[start + offset] = _RATIO_MEAN, _RATIO_STD
+        start = 0
+        for width in self._policy_widths:
+            std_D[start : start + width] *= (width * len(self._policy_widths) / self.policy_dim) ** 0.5
+            start += width
         return mean_D, std_D
 
     def _policy_parts(

@@ -47,7 +47,9 @@ class PPOSettings:
     global norm; num_epochs: passes over each iteration's decisions; minibatch_size: decisions in one
     gradient step; hidden: widths of policy and value network; continue_logit: how far `continue` starts
     above the other actions, so that the first policy is close to the fixed schedule it has to beat and
-    seldom ends an image early (0: uniform).
+    seldom ends an image early (0: uniform); hard_share: of the first iteration's episodes, so many are
+    of requests whose reference is among the worst quarter, where a decision can gain or lose most; less
+    and less over the first `hard_decay` of the run, then all requests alike.
     """
 
     iterations: int = 60
@@ -66,6 +68,8 @@ class PPOSettings:
     minibatch_size: int = 512
     hidden: tuple[int, ...] = (512, 256)
     continue_logit: float = 0.0
+    hard_share: float = 0.0
+    hard_decay: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,8 @@ class RunConfig:
         _within("ppo.entropy_start", ppo.entropy_start, 0.0, 1.0)
         _within("ppo.entropy_end", ppo.entropy_end, 0.0, 1.0)
         _within("ppo.entropy_decay", ppo.entropy_decay, 0.0, 1.0)
+        _within("ppo.hard_share", ppo.hard_share, 0.0, 1.0)
+        _within("ppo.hard_decay", ppo.hard_decay, 0.0, 1.0)
         _within("ppo.continue_logit", ppo.continue_logit, -10.0, 10.0)
         if resources.num_env_runners < 0:
             raise UserError(f"resources.num_env_runners={resources.num_env_runners}: give an integer >= 0")

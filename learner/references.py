@@ -99,6 +99,12 @@ def normalisation(references: Sequence[Reference], observer: Observer) -> Normal
     return Normalisation(*observer.complete_statistics(mean_D.astype(np.float32), std_D.astype(np.float32)))
 
 
+def hardest(qualities: Sequence[float]) -> tuple[int, ...]:
+    """Indices of the quarter, at least one, with the lowest quality: where giving up could pay."""
+    order = np.argsort(np.asarray(qualities), kind="stable")
+    return tuple(int(index) for index in order[: max(len(order) // 4, 1)])
+
+
 def score_scales(references: Sequence[Reference]) -> dict[str, float]:
     """How much of each metric counts as 1: what the seeds of one prompt make it differ by."""
     scales = {}

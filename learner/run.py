@@ -26,7 +26,7 @@ from actors.references import Reference, reference_key
 from learner import checkpoints, references, registry, session
 from learner.config import RunConfig
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
-from learner.ppo import ppo_config, set_entropy_bonus
+from learner.ppo import hard_share, ppo_config, set_entropy_bonus
 from learner.progress import ProgressFile, iteration_row
 from rewards_service.arithmetic import RewardConfig, dual_variable, quality
 
@@ -81,6 +81,7 @@ class Run:
         )
         self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
         self.targets: tuple[Target, ...] = ()
+        self.hard: tuple[int, ...] = ()
 
     def close(self) -> None:
         """Stop the env runners."""
@@ -121,6 +122,7 @@ class Run:
             Target(reference.scores, self.sigma, None if shorter is None else shorter[index].scores)
             for index, reference in enumerate(found)
         )
+        self.hard = references.hardest([quality(reference.scores, self.reward) for reference in found])
         self.algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
         )
@@ -226,7 +228,13 @@ class Run:
 
     def _iterate_once(self) -> dict[str, Any]:
         self._await_env_runners()
-        orders = Orders(self.iteration, self.reward, self.targets)
+        orders = Orders(
+            self.iteration,
+            self.reward,
+            self.targets,
+            self.hard,
+            hard_share(self.config.ppo, self.iteration),
+        )
         self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
         set_entropy_bonus(self.algorithm, self.iteration)
         started = time.monotonic()

@@ -219,3 +219,17 @@ def test_no_result_before_the_end() -> None:
     _, episode = start()
     with pytest.raises(AssertionError, match="still deciding"):
         episode.result()
+
+
+def test_restart_waits_for_a_look_where_it_is_told_to() -> None:
+    engine, episode = start(EngineConfig(num_steps=3, warmup_steps=5, restart_needs_look=True))
+    assert legal(engine, episode) == {"stop", "look"}
+    engine.act(episode, engine.action_names.index("look"))
+    engine.receive_look(episode, {"image_reward": np.float32(0.5)})
+    assert legal(engine, episode) == {"stop", "restart"}
+    blind, episode = start(
+        EngineConfig(
+            num_steps=3, warmup_steps=5, restart_needs_look=True, actions=("continue", "stop", "restart")
+        )
+    )
+    assert legal(blind, episode) == {"stop", "restart"}, "without looks there is nothing to wait for"

@@ -131,3 +131,14 @@ def test_trajectories_are_stored_as_they_were(runner: DiffusionEnvRunner, tmp_pa
 def test_a_folder_without_trajectories_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.parquet file"):
         trajectory_store.read(tmp_path)
+
+
+def test_hard_requests_take_their_share_and_nothing_runs_twice() -> None:
+    hard = (3, 4)
+    pairs = iteration_requests(100, 2, 400, seed=1, hard=hard, hard_share=0.5)
+    taken = [index for _, index in pairs]
+    assert len(set(pairs)) == len(pairs) == 400
+    assert 0.4 < sum(index in hard for index in taken) / 400 < 0.6
+    parts = [iteration_requests(100, 2, 400, 1, (part, 3), hard=hard, hard_share=0.5) for part in range(3)]
+    assert sorted(pair for part in parts for pair in part) == sorted(pairs)
+    assert iteration_requests(100, 2, 400, seed=1, hard=hard) == iteration_requests(100, 2, 400, seed=1)

@@ -127,5 +127,10 @@ def test_statistics_that_references_cannot_know_are_completed() -> None:
     uniform = np.random.default_rng(0).random(100_000)
     for offset in range(4):
         assert mean[progress + offset] == pytest.approx(uniform.mean(), abs=0.01)
-        assert std[progress + offset] == pytest.approx(uniform.std(), abs=0.01)
     np.testing.assert_array_equal(mean_D, np.arange(width))
+    blocks = np.split(std[: observer.policy_dim], np.cumsum([2, 3, 128, 8]))
+    measured = [np.r_[[1.0] * len(block)] for block in blocks]
+    measured[4][:] = uniform.std()
+    measured[3][[QUALITY_FEATURES.index("step_ratio"), QUALITY_FEATURES.index("nfe_ratio")]] = uniform.std()
+    say = [float(((one / block) ** 2).sum()) for one, block in zip(measured, blocks, strict=True)]
+    assert say == pytest.approx([observer.policy_dim / 5] * 5, rel=0.02)

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from actors.engine import Episode
 
 DEFAULT_BASELINES = (
-    *(f"ddim-{steps}" for steps in (10, 20, 30, 50)),
-    *(f"dpmpp-{steps}" for steps in (5, 7, 10, 15, 20, 30)),
-    *(f"best-of-{attempts}@10" for attempts in (2, 3, 4)),
-    *(f"best-of-{attempts}@7" for attempts in (2, 3)),
+    *(f"ddim-{steps}" for steps in (20, 50)),
+    *(f"dpmpp-{steps}" for steps in (5, 7, 10, 15, 20)),
+    "best-of-2@5",
+    *(f"best-of-{attempts}@7" for attempts in (2, 3, 4)),
+    *(f"best-of-{attempts}@10" for attempts in (2, 4)),
 )
 ACCEPTED = "ddim-N, dpmpp-N, best-of-K@N or oracle-best-of-K@N with N from 2 to 1000 and K from 2 to 100"
 

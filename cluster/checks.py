@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.runs import existing_parent
 from learner.config import RunConfig
 from tune_configs.loading import Settings
 
@@ -117,7 +118,7 @@ def memory() -> Check:
 
 def disk(name: str, folder: Path) -> Check:
     """Space where `folder` is, or will be."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = existing_parent(folder)
     usage = shutil.disk_usage(existing)
     writable = os.access(existing, os.W_OK)
     enough = usage.free >= DISK_GIB * GIB and usage.used / usage.total < FULL_DISK

@@ -16,6 +16,11 @@ from tune_configs.loading import Settings, compose, settings_from_yaml
 CONFIG = "config.yaml"
 
 
+def existing_parent(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+
+
 def find_run(name: str, runs_dir: Path) -> Path:
     """The folder of a run, by its name or its path. Raises UserError if it is none."""
     for folder in (runs_dir / name, Path(name)):

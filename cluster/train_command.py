@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from actors.errors import UserError
-from cluster.runs import CONFIG, find_run, free_name
+from cluster.runs import CONFIG, existing_parent, find_run, free_name
 from tune_configs.loading import Settings, compose, settings_from_yaml
 
 if TYPE_CHECKING:
     from learner.train import TrainResult
 
 
+DISK_BYTES = 200_000_000
+"""Free space that a run needs: checkpoints, trajectories, registry and report take about half of it."""
 INTERRUPTED = 130
 """The exit code that shells give for Ctrl-C."""
 
@@ -52,10 +54,16 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
 
 
 def check_inputs(settings: Settings) -> None:
-    """Read the prompts of training and evaluation and the names of the actions, before anything starts."""
+    """Look at the disk, the prompts of both parts and the names of the actions, before anything starts."""
     from actors.actions import make_actions
     from actors.prompts import load_prompts
 
+    free = shutil.disk_usage(existing_parent(Path(settings.run.runs_dir))).free
+    if free < DISK_BYTES:
+        raise UserError(
+            f"runs_dir={settings.run.runs_dir}: {free / 1e6:.0f} MB free on its disk; "
+            f"give a folder with at least {DISK_BYTES / 1e6:.0f} MB"
+        )
     prompts, evaluation = settings.run.prompts, settings.evaluation
     load_prompts(prompts.source, split=prompts.split, limit=prompts.limit, seed=prompts.seed)
     load_prompts(evaluation.prompts, split=evaluation.split, limit=1, seed=evaluation.seed)

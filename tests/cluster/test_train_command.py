@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -78,3 +79,14 @@ def test_a_run_that_fails_before_its_first_policy_leaves_nothing(
     code, _, err = say("train", "name=mine")
     assert (code, err) == (2, "error: backbone='nothing': cannot be loaded; give shapes\n")
     assert [path.name for path in (folder / "runs").iterdir()] == left
+
+
+def test_a_full_disk_is_found_before_anything_starts(
+    say: Say, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=3_000_000))
+    code, _, err = say("train", "name=mine", "runs_dir=elsewhere")
+    assert code == 2
+    assert err == ("error: runs_dir=elsewhere: 3 MB free on its disk; give a folder with at least 200 MB\n")
+    assert not calls.trained
+    assert not Path("elsewhere").exists()

@@ -106,9 +106,11 @@ def hardest(qualities: Sequence[float]) -> tuple[int, ...]:
 
 
 def score_scales(references: Sequence[Reference]) -> dict[str, float]:
-    """How much of each metric counts as 1: what the seeds of one prompt make it differ by."""
+    """How much of each metric that was scored counts as 1: what the seeds of one prompt make it differ by."""
     scales = {}
     for metric, output in METRICS.items():
+        if output not in references[0].scores:
+            continue
         values = np.array([reference.scores[output] for reference in references])
         scales[metric] = spread([reference.request.prompt for reference in references], values)
     return scales

@@ -100,7 +100,7 @@ class Run:
         )
         found = self._table(self.config.engine.num_steps, observed)
         prompts = [reference.request.prompt for reference in found]
-        self.reward = replace(self.reward, scales=references.score_scales(found))
+        self.reward = replace(self.reward, scales={**self.reward.scales, **references.score_scales(found)})
         qualities = np.array([quality(reference.scores, self.reward) for reference in found])
         self.sigma = references.spread(prompts, qualities)
         self._begin(found)

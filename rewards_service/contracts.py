@@ -19,7 +19,13 @@ Scores = dict[str, NDArray[np.float32]]
 ScoreRow = Mapping[str, Any]
 
 #: The metrics that rewards are made of, as weights name them, and the output each one is.
-METRICS = {"clip": "clip_score", "aesthetic": "aesthetic", "image_reward": "image_reward"}
+#: `image_reward_now` is for a scorer whose `image_reward` forecasts the finished image from a preview.
+METRICS = {
+    "clip": "clip_score",
+    "aesthetic": "aesthetic",
+    "image_reward": "image_reward",
+    "image_reward_now": "image_reward_now",
+}
 
 
 class Scorer(Protocol):

@@ -41,7 +41,12 @@ class RewardConfig:
     )
     """Weights of the finished image's metrics; only their ratios matter."""
     scales: dict[str, float] = field(
-        default_factory=lambda: {"clip": 0.05, "aesthetic": 0.3, "image_reward": 0.2}
+        default_factory=lambda: {
+            "clip": 0.05,
+            "aesthetic": 0.3,
+            "image_reward": 0.2,
+            "image_reward_now": 0.2,
+        }
     )
     """How much of each metric counts as 1."""
     terminal_weight: float = 1.0
@@ -74,7 +79,8 @@ class RewardConfig:
                     kind = "positive" if option == "scales" else "0 or more"
                     raise ValueError(f"{option}.{name}: {value}; accepted: {kind}")
         for name in METRICS:
-            if name not in self.scales:
+            weighted = self.alpha.get(name) or self.beta.get(name)
+            if weighted and name not in self.scales:
                 raise ValueError(f"scales: {name!r} is missing; accepted: one of {', '.join(METRICS)} each")
         if sum(self.beta.values()) <= 0:
             raise ValueError(f"beta: {self.beta}; accepted: at least one weight above 0")

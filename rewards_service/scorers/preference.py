@@ -1,7 +1,9 @@
 """The embedded world's preference scorer: a trained `PreferenceNetwork` with its tokenizer, in a folder.
 
-Always true: `image_reward` lies in [0, 1] and estimates how right the picture is for the caption. A
-folder holds config.json, model.safetensors and the CLIP tokenizer's files.
+Always true: both scores lie in [0, 1]. `image_reward` estimates how right the finished picture will be
+for the caption, `image_reward_now` how right this picture is; a reward for an image returned early needs
+the latter, a decision about what to do with a preview the former. A folder holds config.json,
+model.safetensors and the CLIP tokenizer's files.
 """
 
 from __future__ import annotations
@@ -48,10 +50,10 @@ def load_preference(folder: str | Path) -> PreferenceNetwork:
 
 
 class PreferenceScorer:
-    """Gives `image_reward` [N], the network's sigmoid."""
+    """Gives `image_reward` and `image_reward_now`, [N] each: the network's sigmoids."""
 
     name = "preference"
-    outputs: tuple[str, ...] = ("image_reward",)
+    outputs: tuple[str, ...] = ("image_reward", "image_reward_now")
 
     def __init__(
         self, network: PreferenceNetwork, tokenizer: CLIPTokenizer, device: str | torch.device = "cpu"
@@ -79,5 +81,7 @@ class PreferenceScorer:
             max_length=self.network.config.context_length,
             return_tensors="pt",
         ).input_ids.to(self.device)
-        logits_N = in_tiles(self.network, self.pixels(images, self.device), tokens_NL)
-        return {"image_reward": logits_N.sigmoid().cpu().numpy()}
+        logits_N2 = in_tiles(self.network, self.pixels(images, self.device), tokens_NL)
+        # Rounded from float64: in float32 a sigmoid's last bit depends on its place in a vector of them.
+        finished_N, now_N = logits_N2.cpu().double().sigmoid().float().unbind(dim=1)
+        return {"image_reward": finished_N.numpy(), "image_reward_now": now_N.numpy()}

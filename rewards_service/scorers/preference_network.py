@@ -1,8 +1,10 @@
 """The network that plays ImageReward's role in the embedded world: does this picture show this caption?
 
 Image patches from a small convolutional stem and caption tokens meet in one pre-norm transformer; a
-classification token reads out one logit, whose sigmoid estimates the strict score in [0, 1]. This file
-needs torch and nothing else, so that a training recipe can use the network without the service.
+classification token reads out two logits, whose sigmoids estimate strict scores in [0, 1]: the one that the
+finished picture will have, and the one of the picture as it is now (the same for a finished picture, not
+for the preview of one). This file needs torch and nothing else, so that a training recipe can use the
+network without the service.
 
 Always true: what a caption's padding holds never changes the logit, in training as in scoring.
 """
@@ -64,7 +66,7 @@ class PreferenceNetwork(nn.Module):
         self.transformer = nn.TransformerEncoder(
             block, config.layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
         )
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Linear(width, 2)
 
     def padding(self, tokens_BL: Tensor) -> Tensor:
         """True at the tokens behind a caption's first end token."""
@@ -72,7 +74,10 @@ class PreferenceNetwork(nn.Module):
         return (ends_BL.cumsum(dim=1) - ends_BL) > 0
 
     def forward(self, images_BCHW: Tensor, tokens_BL: Tensor, padding_BL: Tensor | None = None) -> Tensor:
-        """Logits [B]; padding_BL is True at caption tokens to ignore (default: all behind the end token)."""
+        """Logits [B, 2], of the finished picture and of the picture as it is.
+
+        padding_BL is True at caption tokens to ignore (default: all behind the end token).
+        """
         image_BTD = self.stem(images_BCHW).flatten(2).transpose(1, 2) + self.image_positions
         text_BLD = self.token_embedding(tokens_BL) + self.token_positions[:, : tokens_BL.shape[1]]
         class_B1D = self.class_token.expand(len(images_BCHW), -1, -1)
@@ -83,5 +88,5 @@ class PreferenceNetwork(nn.Module):
             torch.cat([class_B1D, image_BTD, text_BLD], dim=1),
             src_key_padding_mask=torch.cat([seen, padding_BL], dim=1),
         )
-        logits_B: Tensor = self.head(hidden_BTD[:, 0])[:, 0]
-        return logits_B
+        logits_B2: Tensor = self.head(hidden_BTD[:, 0])
+        return logits_B2

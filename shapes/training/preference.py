@@ -1,10 +1,12 @@
 """The preference scorer, in ImageReward's role: how right will this picture be for its caption?
 
 Trained on renders and on generated pictures with their previews, each with its own or an altered caption
-and labelled by the verifier's score of the final picture for that caption; half of them are mirrored,
-captions with them. Beside the score, throw-away heads are asked for what is behind it: at each image token
-which shape and colour the verifier found in its cell, at each noun whether what the caption says of it
-holds. One number a picture teaches a network little; these teach it to see and to compare.
+and labelled twice by the verifier: with the final picture's score for that caption, and with the score of
+the view itself. A forecast alone cannot judge an image that is returned early: a blurred preview of what
+would have become right is not right. Half of the pictures are mirrored, captions with them. Beside the
+score, throw-away heads are asked for what is behind it: at each image token which shape and colour the
+verifier found in its cell, at each noun whether what the caption says of it holds. One number a picture
+teaches a network little; these teach it to see and to compare.
 
 Always true: no held-out caption is learned from, mirrored and altered ones included, and step i draws the
 same batch whether the training was interrupted or not.
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from rich.progress import track
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -64,7 +67,8 @@ HELD_OUT = 512
 class _Captions:
     """A caption for each of N pictures: token ids [N, 24], those of the mirrored caption, and verdicts.
 
-    Facts are [N, 4, 2] of the nouns and [N, 2] of the scene, as `fact_labels` gives them.
+    strict is [N, 2, V], of the final picture and of each of its V views. Facts are [N, 4, 2] of the nouns and
+    [N, 2] of the scene, as `fact_labels` gives them, of the final picture.
     """
 
     ids: torch.Tensor
@@ -88,7 +92,8 @@ class _Pictures:
 
     def draw(self, size: int, altered_share: float, rng: np.random.Generator) -> _Batch:
         rows = rng.integers(0, len(self.views), size)
-        images = self.views[rows, rng.choice(len(self.view_shares), size, p=self.view_shares)]
+        views = rng.choice(len(self.view_shares), size, p=self.view_shares)
+        images = self.views[rows, views]
         maps = np.stack([self.shape_map[rows], self.color_map[rows]], axis=1)
         use_other, flip = rng.random(size) < altered_share, rng.random(size) < 0.5
         captions = [self.other if other else self.own for other in use_other]
@@ -96,10 +101,11 @@ class _Pictures:
         images[mirror] = images[mirror, :, ::-1]
         maps[mirror] = maps[mirror, :, :, ::-1]
         told = list(zip(captions, rows, mirror, strict=True))
+        strict = [c.strict[row, :, view] for c, row, view in zip(captions, rows, views, strict=True)]
         return _Batch(
             _to_tensor(images),
             torch.stack([(c.mirrored_ids if flipped else c.ids)[row] for c, row, flipped in told]),
-            torch.from_numpy(np.array([c.strict[row] for c, row, _ in told])),
+            torch.from_numpy(np.stack(strict)),
             torch.from_numpy(maps).long(),
             torch.from_numpy(np.stack([c.noun_facts[row] for c, row, _ in told])),
             torch.from_numpy(np.stack([c.scene_facts[row] for c, row, _ in told])),
@@ -108,7 +114,7 @@ class _Pictures:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Images [B, 3, 64, 64] in [-1, 1], ids [B, 24], strict scores [B], maps [B, 2, 8, 8], facts."""
+    """Images [B, 3, 64, 64] in [-1, 1], ids [B, 24], strict scores [B, 2], maps [B, 2, 8, 8], facts."""
 
     images: torch.Tensor
     ids: torch.Tensor
@@ -118,28 +124,33 @@ class _Batch:
     scene_facts: torch.Tensor
 
 
-def _captions(tokenizer: CLIPTokenizer, captions: list[str], judged: list[Verdict]) -> _Captions:
+def _captions(tokenizer: CLIPTokenizer, captions: list[str], judged: list[list[Verdict]]) -> _Captions:
+    """`judged` holds a verdict for each view of each picture, the final one last."""
     mirrors = [mirrored(caption) for caption in captions]
-    labels = [fact_labels(caption, verdict) for caption, verdict in zip(captions, judged, strict=True)]
+    labels = [fact_labels(caption, views[-1]) for caption, views in zip(captions, judged, strict=True)]
+    now = np.array([[verdict.strict for verdict in views] for views in judged], np.float32)
     return _Captions(
         token_ids(tokenizer, captions),
         token_ids(tokenizer, mirrors),
         np.array([split_of(caption) == "train" for caption in mirrors]),
-        np.array([verdict.strict for verdict in judged], np.float32),
+        np.stack([np.broadcast_to(now[:, -1:], now.shape), now], axis=1),
         np.stack([nouns for nouns, _ in labels]),
         np.stack([scene for _, scene in labels]),
     )
 
 
-def _own_and_other(
-    tokenizer: CLIPTokenizer, images: NDArray[np.uint8], captions: list[str], rng: np.random.Generator
+def own_and_other(
+    tokenizer: CLIPTokenizer, views: NDArray[np.uint8], captions: list[str], rng: np.random.Generator
 ) -> tuple[_Captions, _Captions]:
-    """The captions, and the same altered once or twice, each with the verifier's verdict on its picture."""
+    """The captions, and the same altered once or twice, with the verifier's verdicts on [N, V] views."""
     others = [altered(caption, rng) for caption in captions]
     others = [altered(other, rng) if rng.random() < 0.4 else other for other in others]
-    judged = [verdicts(image, pair) for image, *pair in zip(images, captions, others, strict=True)]
-    own, other = zip(*judged, strict=True)
-    return _captions(tokenizer, captions, list(own)), _captions(tokenizer, others, list(other))
+    pairs = zip(views, captions, others, strict=True)
+    judged = [
+        [verdicts(view, pair) for view in seen] for seen, *pair in track(pairs, "verifying", total=len(views))
+    ]
+    own, other = ([[pair[which] for pair in seen] for seen in judged] for which in (0, 1))
+    return _captions(tokenizer, captions, own), _captions(tokenizer, others, other)
 
 
 def _renders(work: Path, tokenizer: CLIPTokenizer, rng: np.random.Generator) -> _Pictures:
@@ -150,7 +161,7 @@ def _renders(work: Path, tokenizer: CLIPTokenizer, rng: np.random.Generator) -> 
         (1.0,),
         scenes.shape_map[:RENDERS],
         scenes.color_map[:RENDERS],
-        *_own_and_other(tokenizer, images, captions, rng),
+        *own_and_other(tokenizer, images[:, None], captions, rng),
     )
 
 
@@ -162,7 +173,7 @@ def _generated(samples: Samples, tokenizer: CLIPTokenizer, rng: np.random.Genera
         PREVIEW_SHARES,
         samples.shape_map[learned],
         samples.color_map[learned],
-        *_own_and_other(tokenizer, previews[:, -1], captions, rng),
+        *own_and_other(tokenizer, previews, captions, rng),
     )
 
 
@@ -173,8 +184,8 @@ def _to_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
 def train_preference(work: Path, steps: int = STEPS) -> None:
     """Train the scorer on renders and `work/samples`, and write `work/preference`.
 
-    The last chunk of samples is left out of training and gives the logged correlations: over pictures
-    minus their prompt's mean, for final pictures and for previews half way.
+    The last chunk of samples is left out of training and gives the logged correlations of the forecast: over
+    pictures minus their prompt's mean, for final pictures and for previews half way.
     """
     folder = work / "preference"
     if (folder / "config.json").exists():
@@ -260,7 +271,7 @@ def _within_prompt(
     images = samples.previews[-HELD_OUT:, preview]
     ids, strict = token_ids(tokenizer, samples.captions[-HELD_OUT:]), samples.strict[-HELD_OUT:]
     parts = zip(_to_tensor(images).split(64), ids.split(64), strict=True)
-    predicted = torch.cat([network(image, tokens).sigmoid() for image, tokens in parts]).numpy()
+    predicted = torch.cat([network(image, tokens)[:, 0].sigmoid() for image, tokens in parts]).numpy()
     network.train()
     half = HELD_OUT // 2
     return float(np.corrcoef(predicted[:half] - predicted[half:], strict[:half] - strict[half:])[0, 1])

@@ -144,7 +144,7 @@ def test_dino_embeds_as_transformers_does(
 
 
 @pytest.mark.parametrize("size", [1, 3, 20])
-def test_preference_is_the_networks_sigmoid(
+def test_preference_is_the_networks_two_sigmoids(
     world_folder: Path, pictures: Images, captions: list[str], size: int
 ) -> None:
     folder = world_folder / "preference"
@@ -157,11 +157,12 @@ def test_preference_is_the_networks_sigmoid(
             small = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
             pixels = torch.from_numpy(small.copy()).permute(2, 0, 1)[None] / 127.5 - 1
             tokens = tokenizer(caption, return_tensors="pt").input_ids
-            expected.append(network(pixels, tokens).sigmoid().item())
-    scores = in_batches(PreferenceScorer.from_folder(folder), pictures, captions, size)["image_reward"]
-    np.testing.assert_allclose(scores, expected, atol=1e-4)
-    assert scores.min() > 0
-    assert scores.max() < 1
+            expected.append(network(pixels, tokens).sigmoid()[0].tolist())
+    scores = in_batches(PreferenceScorer.from_folder(folder), pictures, captions, size)
+    for column, name in enumerate(("image_reward", "image_reward_now")):
+        np.testing.assert_allclose(scores[name], np.array(expected)[:, column], atol=1e-4)
+        assert scores[name].min() > 0
+        assert scores[name].max() < 1
 
 
 def test_preference_folder_survives_half_precision_and_names_unknown_settings(tmp_path: Path) -> None:
@@ -207,7 +208,8 @@ def test_world_gives_all_outputs_with_unit_embeddings(
 ) -> None:
     client = LocalClient(load_scorers(world_folder))
     scores = client.score(pictures, captions)
-    assert set(scores) == {"clip_score", "clip_image", "clip_text", "aesthetic", "image_reward", "dino"}
+    preferences = {"image_reward", "image_reward_now"}
+    assert set(scores) == {"clip_score", "clip_image", "clip_text", "aesthetic", "dino", *preferences}
     for name in ("clip_image", "clip_text", "dino"):
         np.testing.assert_allclose(np.linalg.norm(scores[name], axis=1), 1, atol=1e-5)
     assert {scores[name].shape for name in ("clip_score", "aesthetic", "image_reward")} == {(20,)}

@@ -11,10 +11,12 @@ import torch
 
 from shapes.captions import TIERS, canonical, parse, sample_caption, split_of
 from shapes.render import place, render
+from shapes.tokenizer import build_tokenizer
 from shapes.training import scenes, vae
 from shapes.training.captions import altered, mirrored
 from shapes.training.facts import fact_labels, fact_loss
 from shapes.training.optimizer import MuonAdamW, orthogonalised
+from shapes.training.preference import own_and_other
 from shapes.training.text import ABSENT, END_CLASSES, NOUN_CLASSES, reading
 from shapes.verify import strict_score, verify
 
@@ -102,6 +104,19 @@ def test_fact_labels_stand_at_the_words_that_claim_them() -> None:
     assert nouns[0, 0] == 0.5, "it is there, but not large"
     assert nouns[1, 1] == 0.0, "it is left"
     assert scene.tolist() == [1.0, 0.0], "the background is dotted"
+
+
+def test_a_preview_is_labelled_by_what_it_becomes_and_by_what_it_is(tmp_path: Path) -> None:
+    caption = "a small red circle left of a blue square on a dotted background"
+    spec, rng = parse(caption), np.random.default_rng(0)
+    objects = place(spec, rng)
+    assert objects is not None
+    finished = render(objects, spec.texture, rng)
+    views = np.stack([np.full_like(finished, 128), finished])[None]
+    own, other = own_and_other(build_tokenizer(tmp_path), views, [caption], rng)
+    assert own.strict[0].tolist() == [[1.0, 1.0], [0.0, 1.0]], "forecast, then now, of both views"
+    assert other.strict[0, 0, 0] == other.strict[0, 0, 1] == other.strict[0, 1, 1] < 1.0
+    assert other.strict[0, 1, 0] == 0.0
 
 
 def test_facts_that_are_not_claimed_do_not_count() -> None:

@@ -70,7 +70,10 @@ class Advance:
 
 @dataclass(frozen=True)
 class Stop:
-    """Return the clean prediction, or a kept one that a look found better."""
+    """Return the clean prediction, or a kept one that a look found better.
+
+    Where a kept one could be better and this one was not looked at, it is first, at the price of a look.
+    """
 
     name: str = "stop"
 
@@ -83,8 +86,11 @@ class Stop:
         return True
 
     def apply(self, episode: Episode) -> None:
-        """Finish."""
-        episode.finish()
+        """Finish, or wait for the scores that say which image is returned."""
+        if episode.looked_here or not episode.rivals:
+            episode.finish()
+        else:
+            episode.stopping, episode.state = True, "looking"
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,12 @@ from numpy.typing import NDArray
 from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult
 from actors.engine import Engine, Episode
 from actors.ledger import RewardLedger, Target
-from actors.observations import Observer, quality_vector
+from actors.observations import EMBEDDINGS, Observer, quality_vector
 from rewards_service.arithmetic import RewardConfig, required_outputs
 from rewards_service.contracts import Pending, RewardClient, ScoreRow
 
 #: Observations and masks of B episodes in, logits [B, A] out (illegal actions far below the legal ones).
 Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
-
-
-#: The scores that the quality vector is made of.
-QUALITY_OUTPUTS = ("clip_score", "aesthetic", "image_reward", "dino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +169,11 @@ class Collector:
         while True:
             for slot in group.slots:
                 if slot.scores is not None and self._is_shown(slot.episode):
-                    self.engine.receive_look(slot.episode, slot.scores)
+                    seen, shown_CHW = slot.scores, slot.episode.clean_CHW
+                    self.engine.receive_look(
+                        slot.episode, {name: seen[name] for name in self.observer.look_outputs}
+                    )
+                    _forget_if_replaced(slot, shown_CHW)
             deciding = [slot for slot in group.slots if slot.episode.state == "deciding"]
             if not deciding:
                 return
@@ -205,8 +205,7 @@ class Collector:
             slot.unscored_decisions += 1
             shown_CHW = slot.episode.clean_CHW
             self.engine.act(slot.episode, action)
-            if slot.episode.finished and not torch.equal(slot.episode.clean_CHW, shown_CHW):
-                slot.scores = None  # an earlier candidate is returned instead
+            _forget_if_replaced(slot, shown_CHW)
 
     def _is_shown(self, episode: Episode) -> bool:
         """Whether the scores that are there go into the policy's observation."""
@@ -217,9 +216,7 @@ class Collector:
     def _observe(self, slots: list[_Slot], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
         embeddings = None
         if self.observer.needs_embeddings:
-            embeddings = {
-                name: np.stack([slot.latest[name] for slot in slots]) for name in ("clip_image", "clip_text")
-            }
+            embeddings = {name: np.stack([slot.latest[name] for slot in slots]) for name in EMBEDDINGS}
         return self.observer.observe(
             [slot.episode for slot in slots],
             mask_BA,
@@ -265,11 +262,8 @@ class Collector:
         self.times.previews += len(prompts)
 
     def _outputs(self, reward: RewardConfig) -> tuple[str, ...]:
-        """What the reward, the quality vector and the observation are made of."""
-        wanted = {*required_outputs(reward), *QUALITY_OUTPUTS}
-        if self.observer.needs_embeddings:
-            wanted |= {"clip_image", "clip_text"}
-        return tuple(sorted(wanted))
+        """What the reward and the observation are made of."""
+        return tuple(sorted({*required_outputs(reward), *self.observer.look_outputs}))
 
     def _due(self, slot: _Slot, reward: RewardConfig) -> bool:
         if slot.episode.state in ("looking", "finished"):
@@ -293,6 +287,12 @@ def _enter(slot: _Slot, scores: dict[str, NDArray[np.float32]]) -> None:
     slot.scores = slot.latest = scores
     slot.unscored_decisions = 0
     slot.trajectory.scored.append((len(slot.trajectory.actions), scores))
+
+
+def _forget_if_replaced(slot: _Slot, shown_CHW: torch.Tensor) -> None:
+    """Scores are of the image that was shown: not of an earlier candidate that is returned instead."""
+    if slot.episode.finished and slot.episode.clean_CHW is not shown_CHW:
+        slot.scores = None
 
 
 def final_scores(trajectory: Trajectory) -> dict[str, float]:

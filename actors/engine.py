@@ -148,6 +148,8 @@ class Engine:
     def receive_look(self, episode: Episode, scores: ScoreRow) -> None:
         """Enter one preview's scores (a row of what the scorer gave); the look is counted here.
 
+        The episode is deciding again, or finished where stop was waiting for this.
+
         `image_reward` must be among them; whatever else the scorer does not give stays zero. An episode
         that was not asked to look may be given scores too (the `seed` observation needs them always).
         """
@@ -169,7 +171,10 @@ class Engine:
         episode.last_look = row
         episode.looked_here = True
         episode.looks += 1
-        episode.state = "deciding"
+        if episode.stopping:
+            episode.finish()
+        else:
+            episode.state = "deciding"
 
     def _advance(self, batch: Sequence[Episode]) -> None:
         """Take the solver step of all episodes that aim at a schedule point, as one batch."""

@@ -130,6 +130,8 @@ class Episode:
     best_image_reward outlives a restart: it is the best image kept, the present one included."""
     last_look: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     looked_here: bool = False
+    stopping: bool = False
+    """Stop was chosen: the look under way says which image is returned."""
     candidates: list[Candidate] = field(default_factory=list)
     decisions: list[DecisionRecord] = field(default_factory=list)
     preview_images: list[Images] = field(default_factory=list)
@@ -189,14 +191,25 @@ class Episode:
         noise_CHW = torch.randn(self.latents_CHW.shape, generator=self.generator)
         return noise_CHW.to(self.latents_CHW.device)
 
+    @property
+    def rivals(self) -> list[tuple[float, torch.Tensor]]:
+        """Score and latents of the kept candidates that may be returned instead of the present image.
+
+        They were looked at, no earlier in the schedule: a preview is not better for a higher score.
+        """
+        return [
+            (kept.score, kept.clean_CHW)
+            for kept in self.candidates
+            if kept.score is not None and kept.progress >= self.progress
+        ]
+
     def finish(self) -> None:
-        """End with the best image: a looked-at candidate from no earlier in the schedule may replace it."""
+        """End with the best image: of the present one, if it was looked at, and its rivals."""
         best = self.looked_score
         if best is not None:
-            for candidate in self.candidates:
-                as_far = candidate.progress >= self.progress
-                if as_far and candidate.score is not None and candidate.score > best:
-                    best, self.clean_CHW = candidate.score, candidate.clean_CHW
+            for score, clean_CHW in self.rivals:
+                if score > best:
+                    best, self.clean_CHW = score, clean_CHW
         self.state = "finished"
 
     def result(self) -> EpisodeResult:

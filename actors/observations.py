@@ -26,6 +26,10 @@ from actors.errors import UserError
 
 PolicyView = Literal["latent", "seed", "timestep"]
 TIMESTEP_DIM = 128
+QUALITY_OUTPUTS = ("clip_score", "aesthetic", "image_reward", "dino")
+"""The scores that the quality vector is made of."""
+EMBEDDINGS = ("clip_image", "clip_text")
+"""What the `seed` view needs besides."""
 PROGRESS_FEATURES = ("step_ratio", "nfe_ratio", "attempt_ratio", "looked_here")
 RATIOS = ("step_ratio", "nfe_ratio", "attempt_ratio", "looked_here")
 """Features that lie in [0, 1] by construction."""
@@ -39,11 +43,18 @@ class ObservationConfig:
     policy: PolicyView = "latent"
     critic_sees_quality: bool = True
     """Whether the critic is given the quality of every preview, looked at or not."""
+    look_scores: tuple[str, ...] = QUALITY_OUTPUTS
+    """What a look has scored; the rest of the quality vector stays unknown. Fewer make it cheaper."""
 
     def __post_init__(self) -> None:
         accepted = get_args(PolicyView)
         if self.policy not in accepted:
             raise UserError(f"observation.policy is {self.policy!r}; accepted: {', '.join(accepted)}")
+        if "image_reward" not in self.look_scores or not set(self.look_scores) <= set(QUALITY_OUTPUTS):
+            raise UserError(
+                f"observation.look_scores is {list(self.look_scores)}; accepted: image_reward, and any of"
+                f" {', '.join(name for name in QUALITY_OUTPUTS if name != 'image_reward')}"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,11 @@ class Observer:
     def needs_embeddings(self) -> bool:
         """Whether every decision needs its preview scored, as the `seed` view does."""
         return self.config.policy == "seed"
+
+    @property
+    def look_outputs(self) -> tuple[str, ...]:
+        """The scores that a look asks for."""
+        return (*self.config.look_scores, *EMBEDDINGS) if self.needs_embeddings else self.config.look_scores
 
     def observe(
         self,

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.collector import QUALITY_OUTPUTS, Collector, TrainingRequest, Trajectory, final_scores
+from actors.collector import Collector, TrainingRequest, Trajectory, final_scores
 from actors.contracts import EpisodeRequest, EpisodeResult
 from actors.engine import EngineConfig
 from actors.ledger import Target
-from rewards_service.arithmetic import RewardConfig
+from rewards_service.arithmetic import RewardConfig, required_outputs
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ def run_references(
     config = collector.engine.config
     assert config.actions == ("continue", "stop")
     every = 1 if observe else config.max_decisions
-    nothing = Target(dict.fromkeys(QUALITY_OUTPUTS, 0.0))
+    judged = replace(reward, profile="balanced", score_every=every)
+    nothing = Target(dict.fromkeys(required_outputs(judged), 0.0))
     gathered = collector.collect(
         [TrainingRequest(replace(request, max_nfe=None), (0,), nothing) for request in requests],
         _to_the_end,
-        replace(reward, profile="balanced", score_every=every),
+        judged,
         greedy=True,
     )
     seen = collector.observer.dim - collector.observer.num_actions

@@ -90,7 +90,7 @@ def _decide(
     looking = [episode for episode in deciding if episode.state == "looking"]
     if looking:
         _look(engine, scorer, looking)
-    return looking
+    return [episode for episode in looking if not episode.finished]
 
 
 def _look(

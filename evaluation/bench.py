@@ -42,10 +42,10 @@ class Bench:
     identity: str
 
     def scorer(self, *outputs: str) -> QualityScorer:
-        """What a look asks for: the named scores, all of them without names."""
+        """What a look asks for: the named scores."""
 
         def score(images: Images, prompts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-            return self.client.score(images, prompts, outputs or None)
+            return self.client.score(images, prompts, outputs)
 
         return score
 

@@ -102,9 +102,8 @@ class PolicyMethod:
                 f" its own options make {observer.policy_dim} and {engine.num_actions}"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        return OpenMethod(
-            engine, observer, PolicyDecider(network, observer, self.greedy, generator), bench.scorer()
-        )
+        decider = PolicyDecider(network, observer, self.greedy, generator)
+        return OpenMethod(engine, observer, decider, bench.scorer(*observer.look_outputs))
 
 
 def read_policy(folder: Path, *, greedy: bool, seed: int) -> PolicyMethod:

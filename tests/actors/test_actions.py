@@ -196,7 +196,6 @@ def test_a_missing_score_is_an_error() -> None:
         (0.1, 9, 0.9, "current"),  # worse
         (0.9, 5, 0.1, "current"),  # better, but from earlier in the schedule
         (None, 9, 0.1, "current"),  # never looked at
-        (0.9, 9, None, "current"),  # nothing to compare with
     ],
 )
 def test_stop_returns_the_best_looked_at_image_that_is_as_far_along(
@@ -213,6 +212,35 @@ def test_stop_returns_the_best_looked_at_image_that_is_as_far_along(
         look(engine, episode, final_score)
     take(engine, episode, "stop")
     assert torch.equal(episode.result().latents_CHW, kept if returned == "kept" else current)
+
+
+@pytest.mark.parametrize(("score", "returned"), [(0.1, "kept"), (0.95, "current")])
+def test_stop_looks_first_where_a_kept_image_could_be_better(score: float, returned: str) -> None:
+    engine, episode = start(EngineConfig(warmup_steps=0))
+    take(engine, episode, *["continue"] * 9)
+    episode.clean_CHW = kept = torch.full_like(episode.clean_CHW, 3.0)
+    look(engine, episode, 0.9)
+    take(engine, episode, "restart", *["continue"] * 9)
+    current = episode.clean_CHW
+    engine.act(episode, engine.action_names.index("stop"))
+    assert episode.state == "looking"
+    engine.receive_look(episode, {"image_reward": np.float32(score)})
+    assert episode.looks == 2
+    assert torch.equal(episode.result().latents_CHW, kept if returned == "kept" else current)
+    assert [record.action for record in episode.decisions].count("look") == 1
+
+
+@pytest.mark.parametrize(("kept_steps", "kept_score"), [(5, 0.9), (9, None)])
+def test_stop_looks_at_nothing_where_no_kept_image_could_be_returned(
+    kept_steps: int, kept_score: float | None
+) -> None:
+    engine, episode = start(EngineConfig(warmup_steps=0))
+    take(engine, episode, *["continue"] * kept_steps)
+    if kept_score is not None:
+        look(engine, episode, kept_score)
+    take(engine, episode, "restart", *["continue"] * 9, "stop")
+    assert episode.finished
+    assert episode.looks == (kept_score is not None)
 
 
 def test_no_result_before_the_end() -> None:

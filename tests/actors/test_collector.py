@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from actors.collector import Collector, Policy, TrainingRequest, Trajectory
-from actors.contracts import EpisodeRequest, Images
+from actors.contracts import QUALITY_FEATURES, EpisodeRequest, Images
 from actors.engine import Engine, EngineConfig
 from actors.ledger import Target
-from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.observations import PROGRESS_FEATURES, ObservationConfig, ObservationSizes, Observer
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.contracts import Scores
 from rewards_service.local import Answered, LocalClient
@@ -39,20 +39,28 @@ class CountingClient(LocalClient):
     def __init__(self) -> None:
         super().__init__([ToyScorer()])
         self.calls: list[int] = []
+        self.asked_for: set[str] = set()
 
     def submit(
         self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None
     ) -> Answered:
         self.calls.append(len(images))
+        self.asked_for |= set(outputs or ())
         return super().submit(images, prompts, outputs)
 
 
 def collector(
-    *, slots: int = 4, groups: int = 1, policy: str = "latent", client: LocalClient | None = None
+    *,
+    slots: int = 4,
+    groups: int = 1,
+    policy: str = "latent",
+    client: LocalClient | None = None,
+    **observation: Any,
 ) -> Collector:
     engine = Engine(ToyBackbone(), CONFIG)
     sizes = ObservationSizes(feature_dim=2, text_dim=3, embedding_dim=2)
-    observer = Observer(ObservationConfig(policy=policy), sizes, engine.num_actions)  # type: ignore[arg-type]
+    options = ObservationConfig(policy=policy, **observation)  # type: ignore[arg-type]
+    observer = Observer(options, sizes, engine.num_actions)
     return Collector(engine, observer, client or CountingClient(), slots=slots, groups=groups)
 
 
@@ -110,13 +118,16 @@ def run_one(
 
 
 def test_rewards_of_an_episode_by_hand() -> None:
-    """A bad noise, a look, a restart to a good one, two steps; Phi is the score less the reference's."""
+    """A bad noise, a look, a restart to a good one, two steps; Phi is the score less the reference's.
+
+    Stop pays for a look, as the image kept is as far along as the one it would return.
+    """
     gamma, price, reference = 0.9, 0.1, 0.25
     actions = ["continue", "look", "restart", "continue", "continue", "stop"]
     trajectory = run_one(actions, [-1, 1], only_image_reward(c_nfe=price, gamma_d=gamma), reference)
     bad, good = 0 - reference, 1 - reference
     potentials = [bad, bad, bad, good, good, good, 0]  # of each decision's state; 0 after the end
-    prices = [1, CONFIG.look_price, 1, 1, 1, 0]
+    prices = [1, CONFIG.look_price, 1, 1, 1, CONFIG.look_price]
     expected = [
         gamma * after - before - price * cost
         for before, after, cost in zip(potentials, potentials[1:], prices, strict=False)
@@ -156,6 +167,15 @@ def test_an_earlier_candidate_is_scored_when_it_is_returned() -> None:
     assert sum(trajectory.rewards) == pytest.approx(0.5 - 0.25)  # terminal, less the first potential
 
 
+def test_a_kept_image_that_the_last_look_finds_better_is_scored_as_the_result() -> None:
+    """As above, but the bad image was not looked at before stop: stop looks, and returns the kept one."""
+    reward = only_image_reward(c_nfe=0.0, gamma_d=1.0)
+    trajectory = run_one(["look", "restart", "continue", "stop"], [1, -1], reward, reference=0.75)
+    assert trajectory.quality == pytest.approx(1.0)
+    assert trajectory.result is not None
+    assert trajectory.result.looks == 2
+
+
 def test_looking_different_within_an_attempt_costs_stability() -> None:
     """The toy never changes its image, so a restart is the only change there is, and it is free."""
     reward = only_image_reward(c_nfe=0.0, gamma_d=1.0)
@@ -179,6 +199,19 @@ def test_few_previews_are_scored_if_few_are_asked_for() -> None:
     asked = requests([seed_with(1)])
     collector(slots=1, client=client).collect(asked, policy, RewardConfig(score_every=3))
     assert sum(client.calls) == 2  # the first state and the one three decisions later, which is returned
+
+
+def test_a_look_shows_the_scores_it_is_configured_for_and_nothing_else_is_computed() -> None:
+    """The reward here has CLIP in it: that is scored, and a look still does not show it to the policy."""
+    client = CountingClient()
+    reward = RewardConfig(alpha={}, beta={"clip": 1.0, "image_reward": 1.0}, profile="no_quality")
+    gathering = collector(slots=1, client=client, look_scores=("image_reward",))
+    (trajectory,) = gathering.collect(requests([seed_with(1)]), scripted("look", "stop"), reward)
+    assert client.asked_for == {"clip_score", "image_reward"}
+    quality = gathering.observer.policy_dim - len(PROGRESS_FEATURES) - len(QUALITY_FEATURES)
+    seen = dict(zip(QUALITY_FEATURES, trajectory.observations[1][quality:], strict=False))
+    assert seen["image_reward"] == 1.0
+    assert seen["clip_score"] == 0.0
 
 
 def test_the_seed_view_scores_and_pays_for_every_decision() -> None:

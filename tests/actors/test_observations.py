@@ -113,6 +113,16 @@ def test_unknown_view_is_a_user_error() -> None:
         ObservationConfig("all")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scores", [(), ("clip_score",), ("image_reward", "beauty")])
+def test_a_look_without_image_reward_or_with_an_unknown_score_is_a_user_error(
+    scores: tuple[str, ...],
+) -> None:
+    with pytest.raises(
+        UserError, match=r"observation.look_scores is \[.*\]; accepted: image_reward, and any"
+    ):
+        ObservationConfig(look_scores=scores)
+
+
 def test_statistics_that_references_cannot_know_are_completed() -> None:
     observer = Observer(ObservationConfig("latent", True), ObservationSizes(2, 3), 4)
     quality, progress = observer.policy_dim - 12, observer.policy_dim - 4

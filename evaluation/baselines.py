@@ -29,7 +29,7 @@ DEFAULT_BASELINES = (
     *(f"dpmpp-{steps}" for steps in (5, 7, 10, 15, 20)),
     "best-of-2@5",
     *(f"best-of-{attempts}@7" for attempts in (2, 3, 4)),
-    *(f"best-of-{attempts}@10" for attempts in (2, 4)),
+    "best-of-2@10",
 )
 ACCEPTED = "ddim-N, dpmpp-N, best-of-K@N or oracle-best-of-K@N with N from 2 to 1000 and K from 2 to 100"
 

@@ -40,7 +40,8 @@ class PPOSettings:
     The discount is `reward.gamma_d`, one number for shaping and for the returns.
 
     iterations: updates of the whole run; episodes_per_iteration: finished episodes in each;
-    time_limit_s: stop earlier after so many seconds of iterations (None: never); lr: Adam's step size;
+    time_limit_s: stop earlier after so many seconds of iterations (None: never); lr: Adam's step size in
+    the first iteration, lr_end_share: what is left of it in the last one, linear between;
     lambda_: GAE's lambda; clip_param: PPO's clip; value_coeff: weight of the value loss;
     value_clip: bound of one squared value error; entropy_start, entropy_end: entropy bonus, linear from
     the first to the second over the first `entropy_decay` of the run; grad_clip: bound of the gradient's
@@ -56,6 +57,7 @@ class PPOSettings:
     episodes_per_iteration: int = 64
     time_limit_s: float | None = None
     lr: float = 3e-4
+    lr_end_share: float = 1.0
     lambda_: float = 0.95
     clip_param: float = 0.2
     value_coeff: float = 0.5
@@ -190,6 +192,7 @@ class RunConfig:
         if ppo.time_limit_s is not None:
             _inside("ppo.time_limit_s", ppo.time_limit_s, 0.0, math.inf)
         _inside("ppo.lr", ppo.lr, 0.0, 1.0)
+        _within("ppo.lr_end_share", ppo.lr_end_share, 0.0, 1.0)
         _inside("ppo.clip_param", ppo.clip_param, 0.0, 1.0)
         _inside("ppo.grad_clip", ppo.grad_clip, 0.0, math.inf)
         _inside("ppo.value_clip", ppo.value_clip, 0.0, math.inf)

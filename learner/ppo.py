@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from actors.env_runner import DiffusionEnvRunner, RunnerSettings
@@ -104,14 +105,24 @@ def hard_share(ppo: PPOSettings, iteration: int) -> float:
     return ppo.hard_share * max(1.0 - iteration / end, 0.0) if end else 0.0
 
 
-def set_entropy_bonus(algorithm: PPO, iteration: int) -> None:
-    """Move the schedule to an iteration, before each of them.
+def learning_rate(ppo: PPOSettings, iteration: int) -> float:
+    """Adam's step size of an iteration: linear, from the first one's to the last one's."""
+    done = min(iteration / max(ppo.iterations - 1, 1), 1.0)
+    return ppo.lr * (1.0 + done * (ppo.lr_end_share - 1.0))
 
-    Left alone, RLlib moves it by sampled steps, whose number is not known beforehand, and begins anew
+
+def set_schedules(algorithm: PPO, ppo: PPOSettings, iteration: int) -> None:
+    """Move entropy bonus and step size to an iteration, before each of them.
+
+    Left alone, RLlib moves them by sampled steps, whose number is not known beforehand, and begins anew
     after a restore.
     """
-    algorithm.learner_group.foreach_learner(
-        lambda learner: learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(
-            timestep=iteration
-        )
-    )
+    lr = learning_rate(ppo, iteration)
+
+    def move(learner: Learner) -> None:
+        learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=iteration)
+        for _, optimizer in learner.get_optimizers_for_module(DEFAULT_MODULE_ID):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+    algorithm.learner_group.foreach_learner(move)

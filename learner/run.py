@@ -26,7 +26,7 @@ from actors.references import Reference, reference_key
 from learner import checkpoints, references, registry, session
 from learner.config import RunConfig
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
-from learner.ppo import hard_share, ppo_config, set_entropy_bonus
+from learner.ppo import hard_share, ppo_config, set_schedules
 from learner.progress import ProgressFile, iteration_row
 from rewards_service.arithmetic import RewardConfig, dual_variable, quality
 
@@ -236,7 +236,7 @@ class Run:
             hard_share(self.config.ppo, self.iteration),
         )
         self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
-        set_entropy_bonus(self.algorithm, self.iteration)
+        set_schedules(self.algorithm, self.config.ppo, self.iteration)
         started = time.monotonic()
         results = self.algorithm.train()
         spent = time.monotonic() - started

@@ -203,14 +203,19 @@ def _make_action(name: str) -> Action:
 def legal_row(actions: Sequence[Action], episode: Episode) -> list[bool]:
     """Which actions the episode may take now; all False once nothing is left but to end.
 
-    The last of max_decisions is a stop. In the warm-up of a later attempt only steps along the schedule
-    are open (the first attempt's are not decisions at all), unless the budget allows none.
+    The last of max_decisions is a stop. While the budget allows a step along the schedule, the warm-up of a
+    later attempt allows nothing else (the first attempt's is no decision at all), and stop waits for
+    `stop_from`.
     """
     config = episode.config
     row = [action.possible(episode) and episode.affords(action.nfe(config)) for action in actions]
     if len(episode.decisions) + 1 >= config.max_decisions:
         return [legal and isinstance(action, Stop) for legal, action in zip(row, actions, strict=True)]
+    steps = [legal and isinstance(action, Advance) for legal, action in zip(row, actions, strict=True)]
+    if not any(steps):
+        return row
     if episode.attempt > 1 and episode.step_index < config.warmup_steps:
-        steps = [legal and isinstance(action, Advance) for legal, action in zip(row, actions, strict=True)]
-        return steps if any(steps) else row
+        return steps
+    if episode.progress < config.stop_from:
+        return [legal and not isinstance(action, Stop) for legal, action in zip(row, actions, strict=True)]
     return row

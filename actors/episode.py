@@ -41,6 +41,8 @@ class EngineConfig:
     num_steps: int = 10
     guidance_scale: float = 4.0
     warmup_steps: int = 3
+    stop_from: float = 0.0
+    """How far along the schedule, 0 to 1, an image has to be before it may be returned."""
     """Continues that are forced before the first decision."""
     actions: tuple[str, ...] = ("continue", "stop", "look", "restart", "leap-2", "refine")
     max_nfe: int = 40
@@ -71,6 +73,7 @@ class EngineConfig:
         for option in ("num_steps", "max_nfe", "max_attempts", "refine_steps", "max_decisions"):
             _accept(option, getattr(self, option), getattr(self, option) >= 1, "a whole number from 1")
         _accept("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "a whole number from 0")
+        _accept("stop_from", self.stop_from, 0.0 <= self.stop_from <= 1.0, "a number from 0 to 1")
         for option in ("guidance_scale", "look_price"):
             value = getattr(self, option)
             _accept(option, value, math.isfinite(value) and value >= 0.0, "a number from 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,19 @@ def test_stop_looks_at_nothing_where_no_kept_image_could_be_returned(
     take(engine, episode, "restart", *["continue"] * 9, "stop")
     assert episode.finished
     assert episode.looks == (kept_score is not None)
+
+
+def test_stop_waits_for_its_share_of_the_schedule_unless_the_budget_is_spent() -> None:
+    config = EngineConfig(num_steps=6, warmup_steps=0, stop_from=0.8, max_nfe=20)
+    engine, episode = start(config)
+    for _ in range(4):
+        assert "stop" not in legal(engine, episode)
+        take(engine, episode, "continue")
+    assert "stop" in legal(engine, episode)
+    engine, episode = start(replace(config, max_nfe=2))
+    assert "stop" not in legal(engine, episode)
+    take(engine, episode, "continue")
+    assert "stop" in legal(engine, episode)
 
 
 def test_no_result_before_the_end() -> None:

@@ -21,6 +21,7 @@ from actors.policy import load_policy
 from learner import checkpoints, session
 from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
 from learner.guards import TrainingFailure
+from learner.ppo import learning_rate
 from learner.progress import read_rows
 from learner.run import Run
 from learner.train import train
@@ -44,6 +45,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     timed = {"seconds", "time_left_s", "episodes_per_s", "denoiser_utilisation", "waiting_share"}
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+def test_the_step_size_falls_to_its_share_in_the_last_iteration(tmp_path: Path) -> None:
+    """With nothing left of it, the second of two iterations learns nothing."""
+    learnt = []
+    for iterations in (1, 2):
+        ppo = replace(LEARNING, iterations=iterations, lr_end_share=0.0)
+        config = toy_config(tmp_path, name=f"run-{iterations}", ppo=ppo)
+        learnt.append(weights(train(config, world=toy_world).policy_dir))
+    assert same(*learnt)
+    assert learning_rate(replace(LEARNING, iterations=3, lr_end_share=0.5), 1) == pytest.approx(0.75 * 5e-3)
 
 
 def test_ppo_learns_to_restart_bad_seeds_and_to_stop_good_ones(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ the state to hand on, but no backbone, unless there is no other runner: then it 
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -152,6 +153,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
 
     def make_module(self) -> None:
         """Build the policy; its weights come by `set_state`."""
+        logging.getLogger("ray._common.deprecation").setLevel(logging.ERROR)  # of calls of RLlib's own
         spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
         self.module = spec.build()
 

@@ -17,17 +17,17 @@ import mlflow
 import mlflow.artifacts
 import mlflow.pyfunc
 import numpy as np
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
-from numpy.typing import NDArray
 
 from actors.errors import UserError
 from actors.policy import WEIGHTS_FILE, PolicyNetwork, load_policy
 
 _MODEL = "policy"
+_MODEL_CODE = Path(__file__).with_name("registered_model.py")
+"""Stored as code: a model that is a pickle could run anything when it is loaded."""
 #: Which of an iteration's numbers are logged: RLlib knows hundreds, nobody reads them.
 METRICS = (
     "iteration",
@@ -43,27 +43,6 @@ METRICS = (
     "episodes_per_s",
     "c_nfe",
 )
-
-
-class RegisteredPolicy(mlflow.pyfunc.PythonModel):
-    """The policy as a pyfunc model: float32 rows [policy part | mask] in, action probabilities out."""
-
-    def load_context(self, context: Any) -> None:
-        """Load the network from the artifact folder."""
-        self._network, _ = load_policy(Path(context.artifacts[_MODEL]))
-
-    def predict(
-        self,
-        context: Any,
-        model_input: np.ndarray,  # type: ignore[type-arg]  # MLflow reads this hint, and knows no other
-        params: dict[str, Any] | None = None,
-    ) -> NDArray[np.float32]:
-        """Action probabilities [B, A] of B observations."""
-        actions = self._network.num_actions
-        rows_BD = torch.as_tensor(np.asarray(model_input, dtype=np.float32))
-        with torch.inference_mode():
-            logits_BA = self._network(rows_BD[:, :-actions], rows_BD[:, -actions:] > 0.5)
-            return torch.softmax(logits_BA, dim=-1).numpy()
 
 
 def tracking_uri(runs_dir: Path) -> str:
@@ -123,7 +102,7 @@ def register(
         mlflow.log_metrics(dict(metrics))
         info = mlflow.pyfunc.log_model(
             name=_MODEL,
-            python_model=RegisteredPolicy(),
+            python_model=str(_MODEL_CODE),
             artifacts={_MODEL: str(policy_dir)},
             signature=signature,
             input_example=example_BD.astype(np.float32),

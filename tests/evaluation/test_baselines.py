@@ -98,6 +98,7 @@ def test_config_hash_tells_every_option_apart() -> None:
         "solver": "ddim",
         "actions": ("continue", "stop"),
         "timestep_spacing": "trailing",
+        "stop_from": 0.5,  # its default is 0, which no factor changes
     }
     hashes = {config_hash(base)}
     for field in fields(base):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from actors.errors import UserError
 from shapes.captions import SPLITS, TIERS, distinct_captions, scene_count
@@ -24,38 +25,54 @@ class Prompt:
     tier: str | None = None
 
 
+class PromptOptions(NamedTuple):
+    """What the user calls the three choices of `load_prompts`, for its messages."""
+
+    source: str = "prompts.source"
+    split: str = "prompts.split"
+    limit: str = "prompts.limit"
+
+
+TRAINING_OPTIONS = PromptOptions()
+EVALUATION_OPTIONS = PromptOptions("evaluation.prompts", "evaluation.split", "evaluation.prompts_per_tier")
+
+
 def load_prompts(
-    path_or_source: str, split: str = "train", limit: int | None = None, seed: int = 0
+    path_or_source: str,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    options: PromptOptions = TRAINING_OPTIONS,
 ) -> list[Prompt]:
     """Prompts of `shapes` (one split of the embedded world) or of a .txt or .jsonl file.
 
     A file's order is kept, and `split` and `seed` do not apply to it. Captions of `shapes` take turns
     through the tiers; without a limit there are as many of each tier as the smallest tier has. A JSON
-    line is an object with `prompt` and, if known, `tier`. Raises UserError.
+    line is an object with `prompt` and, if known, `tier`. Raises UserError, in the words of `options`.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"prompts.limit is {limit}; accepted: a whole number from 1")
+        raise UserError(f"{options.limit} is {limit}; accepted: a whole number from 1")
     if path_or_source == "shapes":
-        return _from_shapes(split, limit, seed)
-    return _from_file(Path(path_or_source))[:limit]
+        return _from_shapes(split, limit, seed, options)
+    return _from_file(Path(path_or_source), options.source)[:limit]
 
 
-def _from_shapes(split: str, limit: int | None, seed: int) -> list[Prompt]:
+def _from_shapes(split: str, limit: int | None, seed: int, options: PromptOptions) -> list[Prompt]:
     if split not in SPLITS:
-        raise UserError(f"prompts.split is {split!r}; accepted: {', '.join(SPLITS)}")
+        raise UserError(f"{options.split} is {split!r}; accepted: {', '.join(SPLITS)}")
     per_tier = scene_count(TIERS[0], split) if limit is None else -(-limit // len(TIERS))
     try:
         captions = distinct_captions(seed, per_tier, split)
     except ValueError as error:
-        raise UserError(f"prompts.limit is {limit}; accepted: fewer, as {error}") from error
+        raise UserError(f"{options.limit} is {limit}; accepted: fewer, as {error}") from error
     prompts = [Prompt(caption, str(tier)) for caption, tier in captions]
     return [prompts[start] for turn in range(per_tier) for start in range(turn, len(prompts), per_tier)][
         :limit
     ]
 
 
-def _from_file(path: Path) -> list[Prompt]:
-    option = f"prompts.source is {str(path)!r}"
+def _from_file(path: Path, name: str) -> list[Prompt]:
+    option = f"{name} is {str(path)!r}"
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"{option}; accepted: shapes, or a .txt or .jsonl file")
     try:

@@ -56,7 +56,7 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
 def check_inputs(settings: Settings) -> None:
     """Look at the disk, the prompts of both parts and the names of the actions, before anything starts."""
     from actors.actions import make_actions
-    from actors.prompts import load_prompts
+    from actors.prompts import EVALUATION_OPTIONS, load_prompts
 
     free = shutil.disk_usage(existing_parent(Path(settings.run.runs_dir))).free
     if free < DISK_BYTES:
@@ -66,7 +66,7 @@ def check_inputs(settings: Settings) -> None:
         )
     prompts, evaluation = settings.run.prompts, settings.evaluation
     load_prompts(prompts.source, split=prompts.split, limit=prompts.limit, seed=prompts.seed)
-    load_prompts(evaluation.prompts, split=evaluation.split, limit=1, seed=evaluation.seed)
+    load_prompts(evaluation.prompts, evaluation.split, 1, evaluation.seed, EVALUATION_OPTIONS)
     make_actions(settings.run.engine.actions)
 
 

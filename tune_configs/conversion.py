@@ -65,14 +65,16 @@ def option_names(cls: type, path: str = "") -> list[str]:
 def unknown_option(option: str, known: Sequence[str]) -> str:
     """One line for an option that does not exist: the nearest one that does, or else the list.
 
-    An option that exists in another section ("solver.num_steps") leads there ("engine.num_steps").
+    An option that exists in another section ("solver.num_steps") leads there ("engine.num_steps"). The
+    list is that of the option's own section where there is such a section.
     """
-    leaf = option.rpartition(".")[2]
+    section, _, leaf = option.rpartition(".")
     elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
-    near = elsewhere or difflib.get_close_matches(option, known, n=1, cutoff=0.7)
+    accepted = [name for name in known if name.startswith(f"{section}.")] or known
+    near = elsewhere or difflib.get_close_matches(option, accepted, n=1, cutoff=0.7)
     if near:
         return f"unknown option '{option}'; did you mean '{near[0]}'?"
-    return f"unknown option '{option}': give one of {', '.join(known)}"
+    return f"unknown option '{option}': give one of {', '.join(accepted)}"
 
 
 def join(path: str, name: str) -> str:

@@ -84,7 +84,7 @@ def test_prompts_that_cannot_be_used_are_told_before_a_run_begins(
     if content is not None:
         (folder / name).write_bytes(content)
     before = files_of(folder)
-    assert_one_line(say("train", f"{option}={name}"), *words)
+    assert_one_line(say("train", f"{option}={name}"), f"{option} is ", *words)
     assert files_of(folder) == before
 
 

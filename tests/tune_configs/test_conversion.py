@@ -92,3 +92,9 @@ def test_an_unknown_option_leads_to_the_same_name_in_another_section() -> None:
     known = option_names(Experiment)
     assert unknown_option("solver.lr", known) == "unknown option 'solver.lr'; did you mean 'optimiser.lr'?"
     assert all(name in unknown_option("zzz", known) for name in known)
+
+
+def test_an_unknown_option_of_a_section_lists_that_section() -> None:
+    message = unknown_option("optimiser.zzzzzz", option_names(Experiment))
+    assert "optimiser.lr" in message
+    assert "title" not in message

@@ -49,10 +49,10 @@ class EpisodeRequest:
 class Conditioning:
     """Embeddings of B prompts.
 
-    text_BLD: conditional token embeddings; null_BLD: those of the empty prompt, or None for backbones
-    without classifier-free guidance; pooled_BD: one vector a prompt; token_mask_BL: True at tokens that
-    belong to the prompt's words (not at begin, end or padding); extras: what a backbone needs besides
-    (SDXL's time ids), each with B rows.
+    text_BLD: conditional token embeddings; null_BLD: those of the empty prompt, or None where the network
+    is asked once, without classifier-free guidance; pooled_BD: one vector a prompt; token_mask_BL: True at
+    tokens that belong to the prompt's words (not at begin, end or padding); extras: what a backbone needs
+    besides (SDXL's time ids), each with B rows.
     """
 
     text_BLD: torch.Tensor
@@ -66,12 +66,14 @@ class Conditioning:
 class Denoised:
     """One denoiser call: the guided prediction, pooled mid-block features, attention if asked for.
 
-    attention_BLHW holds the mean cross-attention over heads and layers, one map a token.
+    attention_BLHW holds the mean cross-attention over heads and layers, one map a token;
+    null_prediction_BCHW what is predicted for the empty prompt, where the network was asked for that too.
     """
 
     prediction_BCHW: torch.Tensor
     features_BF: torch.Tensor
     attention_BLHW: torch.Tensor | None
+    null_prediction_BCHW: torch.Tensor | None = None
 
 
 class Backbone(Protocol):
@@ -83,14 +85,14 @@ class Backbone(Protocol):
     """float64, one entry a training timestep; for flow models an empty tensor."""
     feature_dim: int
     text_dim: int
-    network_evals_per_step: int
-    """2 with classifier-free guidance, else 1."""
+    classifier_free: bool
+    """Whether the empty prompt guides it. Else it takes the guidance scale as an input, or ignores it."""
     device: torch.device
     identity: str
     """What the registry stores so that a policy is never run on another backbone unknowingly."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """One row a prompt; never empty."""
+        """One row a prompt; never empty. With null_BLD exactly where the backbone is classifier-free."""
         ...
 
     def denoise(
@@ -102,7 +104,11 @@ class Backbone(Protocol):
         *,
         attention: bool = False,
     ) -> Denoised:
-        """One network call for all rows, each at its own timestep; float32 out."""
+        """One network call for all rows, each at its own timestep; float32 out.
+
+        Where null_BLD is None, the network is asked once a row and the scale does not count, unless the
+        network takes it as an input.
+        """
         ...
 
     def decode(self, latents_BCHW: torch.Tensor) -> Images:

@@ -109,7 +109,7 @@ class Engine:
             attention_BHW = denoised.attention_BLHW.amax(dim=1)
         for row, episode in enumerate(batch):
             episode.nfe += 1
-            episode.network_evals += self.backbone.network_evals_per_step
+            episode.network_evals += 1 if episode.conditioning.null_BLD is None else 2
             if episode.refinement is not None:
                 _continue_refinement(episode, clean_BCHW[row])
                 continue

@@ -33,7 +33,7 @@ _IDENTITY_BYTES = 1 << 20
 class StableDiffusionBackbone:
     """A StableDiffusionPipeline as the engine sees it; implements `actors.contracts.Backbone`."""
 
-    network_evals_per_step = 2
+    classifier_free = True
 
     def __init__(self, pipeline: Any, identity: str) -> None:
         self._unet = pipeline.unet.eval().requires_grad_(False)
@@ -112,27 +112,29 @@ class StableDiffusionBackbone:
         attention: bool = False,
     ) -> Denoised:
         """The guided prediction, with mid-block features and attention of the conditional rows."""
-        null_BLD = conditioning.null_BLD
-        assert null_BLD is not None, "Stable Diffusion is guided by the empty prompt"
+        null_BLD, text_BLD = conditioning.null_BLD, conditioning.text_BLD
         count = len(latents_BCHW)
+        rows = 1 if null_BLD is None else 2
         record = attention and self._recorder is not None
         with self._recorder.recording(record) if self._recorder else nullcontext():
             prediction = self._unet(
-                latents_BCHW.to(self._unet.dtype).repeat(2, 1, 1, 1),
-                timesteps_B.repeat(2),
-                encoder_hidden_states=torch.cat([null_BLD, conditioning.text_BLD]),
+                latents_BCHW.to(self._unet.dtype).repeat(rows, 1, 1, 1),
+                timesteps_B.repeat(rows),
+                encoder_hidden_states=text_BLD if null_BLD is None else torch.cat([null_BLD, text_BLD]),
                 return_dict=False,
             )[0].float()
-        null_BCHW, text_BCHW = prediction.split(count)
-        guided_BCHW = null_BCHW + guidance_scale_B.view(-1, 1, 1, 1) * (text_BCHW - null_BCHW)
+        null_BCHW, guided_BCHW = None, prediction[-count:]
+        if null_BLD is not None:
+            null_BCHW = prediction[:count]
+            guided_BCHW = null_BCHW + guidance_scale_B.view(-1, 1, 1, 1) * (guided_BCHW - null_BCHW)
         assert self._mid_block_output is not None
-        features_BF = self._mid_block_output[count:].float().mean(dim=(2, 3))
+        features_BF = self._mid_block_output[-count:].float().mean(dim=(2, 3))
         self._mid_block_output = None
         maps_BLHW = None
         if record and self._recorder is not None:
-            maps_BLHW = self._recorder.maps()[count:]
+            maps_BLHW = self._recorder.maps()[-count:]
             maps_BLHW = maps_BLHW * conditioning.token_mask_BL[:, :, None, None]
-        return Denoised(guided_BCHW, features_BF, maps_BLHW)
+        return Denoised(guided_BCHW, features_BF, maps_BLHW, null_BCHW)
 
     @torch.inference_mode()
     def decode(self, latents_BCHW: torch.Tensor) -> Images:

@@ -32,7 +32,7 @@ class OracleBackbone:
     latent_shape = (4, 16, 16)
     feature_dim = 6
     text_dim = 5
-    network_evals_per_step = 2
+    classifier_free = True
     device = torch.device("cpu")
     identity = "oracle"
 
@@ -57,7 +57,8 @@ class OracleBackbone:
         truths = torch.stack([self.truth(prompt) for prompt in prompts])
         pooled = truths.flatten(1)[:, : self.text_dim]
         words = torch.tensor([[True, True, False]]).expand(len(prompts), 3)
-        return Conditioning(pooled[:, None], None, pooled, words, extras={"truth": truths})
+        text = pooled[:, None]
+        return Conditioning(text, torch.zeros_like(text), pooled, words, extras={"truth": truths})
 
     def denoise(
         self,

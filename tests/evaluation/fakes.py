@@ -42,7 +42,7 @@ class FakeBackbone:
     )
     feature_dim: int = 3
     text_dim: int = 4
-    network_evals_per_step: int = 2
+    classifier_free: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     identity: str = "fake-1"
     rows_denoised: int = 0

@@ -39,7 +39,7 @@ class ToyBackbone:
     alphas_cumprod = torch.linspace(0.999, 0.01, 1000, dtype=torch.float64)
     feature_dim = 2
     text_dim = 3
-    network_evals_per_step = 2
+    classifier_free = True
     device = torch.device("cpu")
     identity = "toy"
 

@@ -8,6 +8,7 @@ for all actions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +20,7 @@ from actors.episode import Candidate, EngineConfig, Episode
 from actors.errors import UserError
 from actors.refine import inner_timesteps, make_refinement
 
-ACCEPTED = "continue, stop, refine, look, restart, leap-2, leap-3, ..."
+ACCEPTED = "continue, stop, refine, look, restart, reuse, leap-2, leap-3, ..., guidance-3, ..."
 
 
 class Action(Protocol):
@@ -138,8 +139,66 @@ class Restart:
         episode.latents_CHW = episode.fresh_noise()
         episode.level = episode.schedule.points[0]
         episode.step_index, episode.target_index, episode.history = 0, None, None
+        episode.guidance_scale = episode.config.guidance_scale
         episode.attempt += 1
         episode.state = "denoising"
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """One schedule step without a denoiser call: the clean prediction goes on as it did (as in SADA).
+
+    Jiang et al. 2025 (SADA) decide by a stability criterion when that is safe; here the policy does.
+    """
+
+    name: str = "reuse"
+
+    def nfe(self, config: EngineConfig) -> int:
+        """No denoiser call."""
+        return 0
+
+    def possible(self, episode: Episode) -> bool:
+        """With two predictions of the network behind it and a schedule point ahead; never twice in a row."""
+        ahead = episode.step_index + 1 < episode.num_steps
+        return ahead and episode.history is not None and not episode.extrapolated
+
+    def apply(self, episode: Episode) -> None:
+        """Aim at the next schedule point; the engine goes there without asking the denoiser."""
+        episode.target_index = episode.step_index + 1
+
+
+@dataclass(frozen=True)
+class Guide:
+    """`guidance-w`: guidance scale w from the next denoiser call on."""
+
+    scale: float
+
+    @property
+    def name(self) -> str:
+        """`guidance-w`."""
+        return f"guidance-{self.scale:g}"
+
+    def nfe(self, config: EngineConfig) -> int:
+        """No denoiser call; the episode decides again at once."""
+        return 0
+
+    def possible(self, episode: Episode) -> bool:
+        """To another scale than the present one, once at a clean prediction, while a call is to come."""
+        ahead = episode.step_index + 1 < episode.num_steps
+        return ahead and not episode.guidance_chosen and episode.guidance_scale != self.scale
+
+    def apply(self, episode: Episode) -> None:
+        """Set the scale; a restart takes it back."""
+        episode.guidance_scale, episode.guidance_chosen = self.scale, True
+
+    def check(self, config: EngineConfig) -> None:
+        """UserError where the guidance rule has no such scale."""
+        if config.guidance_rule == "none" or (config.guidance_rule == "cfg++" and self.scale > 1.0):
+            what = "no guidance-w" if config.guidance_rule == "none" else "guidance-w with w up to 1"
+            raise UserError(
+                f"engine.actions has {self.name!r}; accepted with engine.guidance_rule"
+                f" {config.guidance_rule!r}: {what}"
+            )
 
 
 @dataclass(frozen=True)
@@ -190,14 +249,21 @@ def make_actions(names: Sequence[str]) -> tuple[Action, ...]:
 
 def _make_action(name: str) -> Action:
     simple: dict[str, Action] = {
-        action.name: action for action in (Advance(), Stop(), Look(), Restart(), Refine())
+        action.name: action for action in (Advance(), Stop(), Look(), Restart(), Refine(), Reuse())
     }
     if name in simple:
         return simple[name]
     prefix, _, span = name.partition("-")
     if prefix == "leap" and span.isdecimal() and int(span) >= 2:
         return Advance(int(span))
+    if prefix == "guidance" and (scale := _number(span)) is not None:
+        return Guide(scale)
     raise UserError(f"engine.actions has {name!r}; accepted: {ACCEPTED}")
+
+
+def _number(text: str) -> float | None:
+    """A plain decimal number above 0, or None."""
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0.0 else None
 
 
 def legal_row(actions: Sequence[Action], episode: Episode) -> list[bool]:

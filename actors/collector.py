@@ -174,7 +174,7 @@ class Collector:
                         slot.episode, {name: seen[name] for name in self.observer.look_outputs}
                     )
                     _forget_if_replaced(slot, shown_CHW)
-            deciding = [slot for slot in group.slots if slot.episode.state == "deciding"]
+            deciding = [slot for slot in group.slots if self._can_decide(slot.episode)]
             if not deciding:
                 return
             self._decide_once(deciding, policy, greedy)
@@ -207,11 +207,15 @@ class Collector:
             self.engine.act(slot.episode, action)
             _forget_if_replaced(slot, shown_CHW)
 
+    def _can_decide(self, episode: Episode) -> bool:
+        """Whether nothing of what it observes is still to be scored."""
+        return episode.state == "deciding" and not self._is_shown(episode)
+
     def _is_shown(self, episode: Episode) -> bool:
-        """Whether the scores that are there go into the policy's observation."""
+        """Whether scores, once they are there, go into the policy's observation."""
         if episode.state == "looking":
             return True
-        return self.observer.needs_embeddings and episode.state == "deciding" and not episode.looked_here
+        return self.observer.scores_every_decision and episode.state == "deciding" and not episode.looked_here
 
     def _observe(self, slots: list[_Slot], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
         embeddings = None
@@ -271,7 +275,7 @@ class Collector:
         if slot.episode.state != "deciding":
             return False
         first = not slot.trajectory.actions
-        return first or self.observer.needs_embeddings or slot.unscored_decisions >= reward.score_every
+        return first or self.observer.scores_every_decision or slot.unscored_decisions >= reward.score_every
 
 
 def _enter(slot: _Slot, scores: dict[str, NDArray[np.float32]]) -> None:
@@ -290,8 +294,10 @@ def _enter(slot: _Slot, scores: dict[str, NDArray[np.float32]]) -> None:
 
 
 def _forget_if_replaced(slot: _Slot, shown_CHW: torch.Tensor) -> None:
-    """Scores are of the image that was shown: not of an earlier candidate that is returned instead."""
-    if slot.episode.finished and slot.episode.clean_CHW is not shown_CHW:
+    """Scores are of the image that was shown: not of an earlier candidate that is returned instead, nor of
+    what is extrapolated from it.
+    """
+    if slot.episode.clean_CHW is not shown_CHW:
         slot.scores = None
 
 

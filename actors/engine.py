@@ -12,18 +12,25 @@ waits for the device once; a NaN is an error with prompt and step, never a value
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.actions import Advance, Refine, legal_row, make_actions
+from actors.actions import Action, Advance, Guide, Refine, Reuse, legal_row, make_actions
 from actors.contracts import Backbone, Conditioning, DecisionRecord, EpisodeRequest, Images, ScoreRow
 from actors.episode import EngineConfig, Episode
 from actors.errors import UserError
 from actors.observations import quality_vector
 from actors.schedule import NoiseLevel, make_schedule
-from actors.solvers import clean_prediction, solver_step
+from actors.solvers import (
+    clean_prediction,
+    consistency_prediction,
+    ddim_noise,
+    solver_step,
+    step_ratio,
+)
 
 __all__ = ["Engine", "EngineConfig", "Episode"]
 
@@ -40,11 +47,7 @@ class Engine:
         self.actions = make_actions(config.actions)
         self.action_names = tuple(action.name for action in self.actions)
         self.num_actions = len(self.actions)
-        accepted = ("dpmpp", "flow_euler") if backbone.prediction_type == "flow" else ("ddim", "dpmpp")
-        if config.solver not in accepted:
-            raise UserError(
-                f"engine.solver is {config.solver!r}; accepted with this backbone: {' or '.join(accepted)}"
-            )
+        _check_backbone(backbone, config, self.actions)
         self.schedule = make_schedule(
             config.num_steps,
             config.solver,
@@ -53,6 +56,8 @@ class Engine:
             flow_shift=config.flow_shift,
         )
         self._refines = any(isinstance(action, Refine) for action in self.actions)
+        self._renoises_unguided = config.guidance_rule == "cfg++"
+        self._adds_noise = config.solver == "lcm" or config.eta > 0.0
 
     @torch.inference_mode()
     def begin(self, requests: Sequence[EpisodeRequest]) -> list[Episode]:
@@ -60,6 +65,8 @@ class Engine:
         if not requests:
             return []
         conditioning = self.backbone.encode_prompts([request.prompt for request in requests])
+        if self.config.guidance_rule == "none":
+            conditioning = replace(conditioning, null_BLD=None)
         pooled_BD = conditioning.pooled_BD.float().cpu().numpy()
         shape = self.backbone.latent_shape
         episodes = []
@@ -79,6 +86,7 @@ class Engine:
                 clean_CHW=torch.zeros_like(latents_CHW),
                 features_F=torch.zeros(self.backbone.feature_dim),
                 level=self.schedule.points[0],
+                guidance_scale=self.config.guidance_scale,
             )
             episodes.append(episode)
         return episodes
@@ -100,9 +108,10 @@ class Engine:
             torch.tensor([episode.guidance_scale for episode in batch], device=device),
             attention=self._refines and any(self._may_refine(episode) for episode in batch),
         )
-        clean_BCHW = clean_prediction(
-            denoised.prediction_BCHW, latents_BCHW, levels, self.backbone.prediction_type
-        )
+        clean_BCHW = self._clean(denoised.prediction_BCHW, latents_BCHW, levels)
+        null_clean_BCHW = None
+        if self._renoises_unguided and denoised.null_prediction_BCHW is not None:
+            null_clean_BCHW = self._clean(denoised.null_prediction_BCHW, latents_BCHW, levels)
         features_BF = _to_host(clean_BCHW, denoised.features_BF, batch)
         attention_BHW = None
         if denoised.attention_BLHW is not None:
@@ -110,10 +119,12 @@ class Engine:
         for row, episode in enumerate(batch):
             episode.nfe += 1
             episode.network_evals += 1 if episode.conditioning.null_BLD is None else 2
+            null_clean_CHW = null_clean_BCHW[row] if null_clean_BCHW is not None else None
             if episode.refinement is not None:
-                _continue_refinement(episode, clean_BCHW[row])
+                _continue_refinement(episode, clean_BCHW[row], null_clean_CHW)
                 continue
-            episode.clean_CHW = clean_BCHW[row]
+            episode.clean_CHW, episode.null_clean_CHW = clean_BCHW[row], null_clean_CHW
+            episode.extrapolated = False
             episode.features_F = features_BF[row]
             episode.attention_HW = attention_BHW[row] if attention_BHW is not None else None
             self._arrive(episode)
@@ -140,6 +151,10 @@ class Engine:
         )
         episode.decisions.append(record)
         action.apply(episode)
+        if isinstance(action, Reuse):
+            self._extrapolate(episode)
+        elif isinstance(action, Guide):
+            self._decide_or_finish(episode)
 
     def preview(self, episodes: Sequence[Episode]) -> Images:
         """Small images of the present clean predictions, B x H x W x 3."""
@@ -174,7 +189,7 @@ class Engine:
         if episode.stopping:
             episode.finish()
         else:
-            episode.state = "deciding"
+            self._decide_or_finish(episode)
 
     def _advance(self, batch: Sequence[Episode]) -> None:
         """Take the solver step of all episodes that aim at a schedule point, as one batch."""
@@ -183,14 +198,23 @@ class Engine:
             return
         sources = [episode.level for episode in moving]
         targets = [self.schedule.points[episode.target_index or 0] for episode in moving]
-        multistep = self.config.solver == "dpmpp"
         previous: list[NoiseLevel | None] | None = None
-        previous_clean_BCHW = None
-        if multistep:
+        previous_clean_BCHW = null_clean_BCHW = noise_BCHW = noise_scales = None
+        if self.config.solver == "dpmpp":
             previous = [episode.history[1] if episode.history else None for episode in moving]
             previous_clean_BCHW = torch.stack(
                 [episode.history[0] if episode.history else episode.clean_CHW for episode in moving]
             )
+        if self._renoises_unguided:
+            null_clean_BCHW = torch.stack(
+                [episode.null_clean_CHW for episode in moving if episode.null_clean_CHW is not None]
+            )
+        if self._adds_noise:
+            noise_scales = [
+                target.sigma if self.config.solver == "lcm" else ddim_noise(source, target, self.config.eta)
+                for source, target in zip(sources, targets, strict=True)
+            ]
+            noise_BCHW = torch.stack([episode.fresh_noise() for episode in moving])
         latents_BCHW = solver_step(
             torch.stack([episode.latents_CHW for episode in moving]),
             torch.stack([episode.clean_CHW for episode in moving]),
@@ -198,20 +222,50 @@ class Engine:
             targets,
             previous_clean_BCHW=previous_clean_BCHW,
             previous=previous,
+            null_clean_BCHW=null_clean_BCHW,
+            noise_BCHW=noise_BCHW,
+            noise_scales=noise_scales,
         )
         for row, episode in enumerate(moving):
-            episode.history = (episode.clean_CHW, episode.level) if multistep else None
+            episode.history = (episode.clean_CHW, episode.level)
             episode.latents_CHW, episode.level = latents_BCHW[row], targets[row]
             episode.step_index, episode.target_index = episode.target_index or 0, None
 
+    def _extrapolate(self, episode: Episode) -> None:
+        """One solver step; the clean prediction goes on as it did before, linearly in log(alpha / sigma)."""
+        before, clean_CHW = episode.history, episode.clean_CHW
+        assert before is not None, f"nothing to extrapolate from: {_where(episode)}"
+        self._advance([episode])
+        assert episode.history is not None
+        reach = step_ratio(before[1], episode.history[1], episode.level)
+        change_CHW = reach * (clean_CHW - before[0])
+        episode.clean_CHW = clean_CHW + change_CHW
+        if episode.null_clean_CHW is not None:
+            episode.null_clean_CHW = episode.null_clean_CHW + change_CHW
+        episode.extrapolated = True
+        self._arrive(episode)
+
+    def _clean(
+        self, prediction_BCHW: torch.Tensor, latents_BCHW: torch.Tensor, levels: Sequence[NoiseLevel]
+    ) -> torch.Tensor:
+        clean_BCHW = clean_prediction(prediction_BCHW, latents_BCHW, levels, self.backbone.prediction_type)
+        if self.config.solver == "lcm":
+            return consistency_prediction(clean_BCHW, latents_BCHW, levels)
+        return clean_BCHW
+
     def _arrive(self, episode: Episode) -> None:
         """After a call at a schedule point: a forced step, a decision, or the end."""
-        episode.looked_here = False
+        episode.looked_here = episode.guidance_chosen = False
         step = Advance()
         forced = episode.attempt == 1 and episode.step_index < self.config.warmup_steps
         if forced and step.possible(episode) and episode.affords(1):
             step.apply(episode)
-        elif any(legal_row(self.actions, episode)):
+        else:
+            self._decide_or_finish(episode)
+
+    def _decide_or_finish(self, episode: Episode) -> None:
+        """An episode that nothing is left to be done with ends by itself."""
+        if any(legal_row(self.actions, episode)):
             episode.state = "deciding"
         else:
             episode.finish()
@@ -220,6 +274,21 @@ class Engine:
         return episode.refinement is None and (
             episode.attempt > 1 or episode.step_index >= self.config.warmup_steps
         )
+
+
+def _check_backbone(backbone: Backbone, config: EngineConfig, actions: Sequence[Action]) -> None:
+    """UserError for options that this backbone cannot follow."""
+    flow = backbone.prediction_type == "flow"
+    accepted = ("dpmpp", "flow_euler") if flow else ("ddim", "dpmpp", "lcm")
+    if config.solver not in accepted:
+        raise UserError(
+            f"engine.solver is {config.solver!r}; accepted with this backbone: {' or '.join(accepted)}"
+        )
+    if config.guidance_rule == "cfg++" and (flow or not backbone.classifier_free):
+        raise UserError("engine.guidance_rule is 'cfg++'; accepted with this backbone: cfg or none")
+    for action in actions:
+        if isinstance(action, Guide):
+            action.check(config)
 
 
 def conditioning_row(conditioning: Conditioning, row: int) -> Conditioning:
@@ -247,10 +316,12 @@ def stack_conditioning(rows: Sequence[Conditioning]) -> Conditioning:
     )
 
 
-def _continue_refinement(episode: Episode, clean_CHW: torch.Tensor) -> None:
+def _continue_refinement(
+    episode: Episode, clean_CHW: torch.Tensor, null_clean_CHW: torch.Tensor | None
+) -> None:
     """On to the next inner call, or with the last one's prediction to the next schedule point."""
     assert episode.refinement is not None
-    latents_CHW = episode.refinement.step(episode.latents_CHW, clean_CHW)
+    latents_CHW = episode.refinement.step(episode.latents_CHW, clean_CHW, null_clean_CHW)
     if latents_CHW is not None:
         episode.latents_CHW, episode.level = latents_CHW, episode.refinement.level
         return

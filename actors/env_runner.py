@@ -146,7 +146,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         settings = self.settings
         torch.set_num_threads(settings.torch_threads)
         engine, client = Engine(settings.make_backbone(), settings.engine), settings.make_client()
-        assert engine.num_actions == settings.observer.num_actions
+        assert engine.action_names == settings.observer.actions
         self.collector = Collector(
             engine, settings.observer, client, slots=settings.slots, groups=settings.groups
         )
@@ -188,7 +188,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         assert self.collector is not None
         settings = self.settings
         engine = Engine(self.collector.engine.backbone, reference_config(settings.engine, num_steps))
-        observer = Observer(settings.observer.config, settings.observer.sizes, engine.num_actions)
+        observer = settings.observer.for_actions(engine.action_names)
         collector = Collector(
             engine, observer, self.collector.client, slots=settings.slots, groups=settings.groups
         )

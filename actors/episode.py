@@ -8,7 +8,8 @@ state is "deciding", `clean_CHW` and `features_F` come from a denoiser call at e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from actors.refine import Refinement
 
 EpisodeState = Literal["denoising", "deciding", "looking", "finished"]
+GuidanceRule = Literal["cfg", "cfg++", "none"]
 IMAGE_REWARD = QUALITY_FEATURES.index("image_reward")
+ETA = "0, or with solver ddim up to 1"
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,15 @@ class EngineConfig:
 
     solver: SolverName = "dpmpp"
     num_steps: int = 10
+    eta: float = 0.0
+    """Share of DDPM's noise that DDIM adds in each step; 0 is deterministic."""
+    guidance_rule: GuidanceRule = "cfg"
+    """Classifier-free guidance; CFG++, whose scale is at most 1; or none, one network evaluation a step."""
     guidance_scale: float = 4.0
     warmup_steps: int = 3
+    """Continues that are forced before the first decision."""
     stop_from: float = 0.0
     """How far along the schedule, 0 to 1, an image has to be before it may be returned."""
-    """Continues that are forced before the first decision."""
     actions: tuple[str, ...] = ("continue", "stop", "look", "restart", "leap-2", "refine")
     max_nfe: int = 40
     """Budget of an episode; a request may bring its own."""
@@ -67,21 +74,32 @@ class EngineConfig:
     """Timestep shift of flow-matching schedules."""
 
     def __post_init__(self) -> None:
-        _accept("solver", self.solver, self.solver in get_args(SolverName), "ddim, dpmpp or flow_euler")
+        solvers, rules = get_args(SolverName), get_args(GuidanceRule)
+        _accept("solver", self.solver, self.solver in solvers, "ddim, dpmpp, flow_euler or lcm")
+        _accept("eta", self.eta, self.eta == 0.0 or (0.0 < self.eta <= 1.0 and self.solver == "ddim"), ETA)
+        _accept("guidance_rule", self.guidance_rule, self.guidance_rule in rules, ", ".join(rules))
         spacings = (None, *get_args(Spacing))
         _accept("timestep_spacing", self.timestep_spacing, self.timestep_spacing in spacings, f"{spacings}")
         for option in ("num_steps", "max_nfe", "max_attempts", "refine_steps", "max_decisions"):
             _accept(option, getattr(self, option), getattr(self, option) >= 1, "a whole number from 1")
-        _accept("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "a whole number from 0")
+        warmup = f"a whole number from 0, below engine.num_steps ({self.num_steps})"
+        _accept("warmup_steps", self.warmup_steps, 0 <= self.warmup_steps < self.num_steps, warmup)
         _accept("stop_from", self.stop_from, 0.0 <= self.stop_from <= 1.0, "a number from 0 to 1")
         for option in ("guidance_scale", "look_price"):
             value = getattr(self, option)
             _accept(option, value, math.isfinite(value) and value >= 0.0, "a number from 0")
+        if self.guidance_rule == "cfg++":
+            _accept("guidance_scale", self.guidance_scale, self.guidance_scale <= 1.0, "with cfg++ 0 to 1")
         for option in ("refine_noise", "refine_threshold"):
             value = getattr(self, option)
             _accept(option, value, 0.0 < value <= 1.0, "a number above 0 and up to 1")
         positive_shift = math.isfinite(self.flow_shift) and self.flow_shift > 0.0
         _accept("flow_shift", self.flow_shift, positive_shift, "a number above 0")
+
+
+def guidance_scales(actions: Sequence[str]) -> tuple[float, ...]:
+    """The scales among the names of actions: w of every `guidance-w`."""
+    return tuple(float(name.removeprefix("guidance-")) for name in actions if name.startswith("guidance-"))
 
 
 def _accept(option: str, value: object, accepted: bool, what: str) -> None:
@@ -118,7 +136,15 @@ class Episode:
     target_index: int | None = None
     """The schedule point that the next denoiser call goes to; None: it is made where the latents stand."""
     history: tuple[torch.Tensor, NoiseLevel] | None = None
-    """The multistep solver's last clean prediction and its level; gone after restart and refine."""
+    """The clean prediction before this one, and its level; gone after restart and refine."""
+    null_clean_CHW: torch.Tensor | None = None
+    """The clean prediction without the prompt, where the guidance rule renoises with it."""
+    guidance_scale: float = 0.0
+    """Strength of guidance from the next denoiser call on."""
+    guidance_chosen: bool = False
+    """Whether the scale was already chosen at this clean prediction."""
+    extrapolated: bool = False
+    """Whether the clean prediction was extrapolated, without a denoiser call."""
     attention_HW: torch.Tensor | None = None
     """Per position the highest attention that any word of the prompt gets; None if it was not recorded."""
     refinement: Refinement | None = None
@@ -149,11 +175,6 @@ class Episode:
     def timestep(self) -> float:
         """What the denoiser is told at the present level."""
         return self.level.timestep
-
-    @property
-    def guidance_scale(self) -> float:
-        """Strength of classifier-free guidance."""
-        return self.config.guidance_scale
 
     @property
     def max_nfe(self) -> int:
@@ -188,6 +209,22 @@ class Episode:
     def affords(self, nfe: int) -> bool:
         """Whether the budget allows so many more denoiser calls."""
         return self.nfe + nfe <= self.max_nfe
+
+    def fork(self) -> Episode:
+        """The same episode once more: from here on each goes its own way, with the same random numbers.
+
+        Tensors are shared; nobody changes one in place.
+        """
+        assert self.refinement is None, "a refinement under way cannot be forked"
+        generator = torch.Generator()
+        generator.set_state(self.generator.get_state())
+        return replace(
+            self,
+            generator=generator,
+            candidates=list(self.candidates),
+            decisions=list(self.decisions),
+            preview_images=list(self.preview_images),
+        )
 
     def fresh_noise(self) -> torch.Tensor:
         """New noise in the latents' shape, drawn on the CPU so that a seed means the same everywhere."""

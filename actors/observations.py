@@ -5,15 +5,18 @@ policy part holds nothing that is not there at inference: its quality vector is 
 by the looks that were paid for.
 
 Policy parts (the `seed` one has 1672 numbers with 768-dimensional embeddings):
-    latent    mid-block features, pooled text, timestep embedding (128), quality (8), progress (4)
+    latent    mid-block features, pooled text, timestep embedding (128), quality (8), progress (4 or more)
     seed      CLIP image and text embeddings, timestep embedding (128), quality (8)
-    timestep  timestep embedding (128), progress (4)
+    timestep  timestep embedding (128), progress (4 or more)
+Progress has one more number each where the actions hold `reuse` and `guidance-w`: a state that an action made
+is seen. For ablations `seed` can do without CLIP, `seed` and `latent` without quality.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from actors.contracts import QUALITY_FEATURES
-from actors.episode import Episode
+from actors.episode import Episode, guidance_scales
 from actors.errors import UserError
 
 PolicyView = Literal["latent", "seed", "timestep"]
@@ -31,7 +34,12 @@ QUALITY_OUTPUTS = ("clip_score", "aesthetic", "image_reward", "dino")
 EMBEDDINGS = ("clip_image", "clip_text")
 """What the `seed` view needs besides."""
 PROGRESS_FEATURES = ("step_ratio", "nfe_ratio", "attempt_ratio", "looked_here")
-RATIOS = ("step_ratio", "nfe_ratio", "attempt_ratio", "looked_here")
+BLOCKS: dict[PolicyView, tuple[str, ...]] = {
+    "latent": ("features", "pooled", "timestep", "quality", "progress"),
+    "seed": ("clip_image", "clip_text", "timestep", "quality"),
+    "timestep": ("timestep", "progress"),
+}
+RATIOS = (*PROGRESS_FEATURES, "extrapolated", "guidance_ratio")
 """Features that lie in [0, 1] by construction."""
 _RATIO_MEAN, _RATIO_STD = 0.5, 12**-0.5
 
@@ -45,6 +53,10 @@ class ObservationConfig:
     """Whether the critic is given the quality of every preview, looked at or not."""
     look_scores: tuple[str, ...] = QUALITY_OUTPUTS
     """What a look has scored; the rest of the quality vector stays unknown. Fewer make it cheaper."""
+    clip: bool = True
+    """Whether the `seed` view has the CLIP embeddings."""
+    quality: bool = True
+    """Whether the `seed` and the `latent` view have the quality vector."""
 
     def __post_init__(self) -> None:
         accepted = get_args(PolicyView)
@@ -74,29 +86,42 @@ class Observer:
     dim = policy_dim + critic_dim + num_actions.
     """
 
-    def __init__(self, config: ObservationConfig, sizes: ObservationSizes, num_actions: int) -> None:
-        quality_dim, progress_dim = len(QUALITY_FEATURES), len(PROGRESS_FEATURES)
+    def __init__(
+        self,
+        config: ObservationConfig,
+        sizes: ObservationSizes,
+        actions: Sequence[str],
+        progress: Sequence[str] | None = None,
+    ) -> None:
+        """`progress`: names of the progress features, where they are not those of `actions`."""
         self.config = config
         self.sizes = sizes
-        self.num_actions = num_actions
-        self._policy_widths = {
-            "latent": (sizes.feature_dim, sizes.text_dim, TIMESTEP_DIM, quality_dim, progress_dim),
-            "seed": (sizes.embedding_dim, sizes.embedding_dim, TIMESTEP_DIM, quality_dim),
-            "timestep": (TIMESTEP_DIM, progress_dim),
-        }[config.policy]
-        self.policy_dim = sum(self._policy_widths)
-        self.critic_dim = quality_dim if config.critic_sees_quality else 0
-        self.dim = self.policy_dim + self.critic_dim + num_actions
+        self.actions = tuple(actions)
+        self.num_actions = len(self.actions)
+        self.progress_names = tuple(progress_names(self.actions) if progress is None else progress)
+        self._widths = _block_widths(config, sizes, len(self.progress_names))
+        self.policy_dim = sum(self._widths.values())
+        self.critic_dim = len(QUALITY_FEATURES) if config.critic_sees_quality else 0
+        self.dim = self.policy_dim + self.critic_dim + self.num_actions
+
+    def for_actions(self, actions: Sequence[str]) -> Observer:
+        """The same view of other actions: only the mask differs."""
+        return Observer(self.config, self.sizes, actions, self.progress_names)
 
     @property
     def needs_embeddings(self) -> bool:
+        """Whether the policy part holds the CLIP embeddings of the preview."""
+        return "clip_image" in self._widths
+
+    @property
+    def scores_every_decision(self) -> bool:
         """Whether every decision needs its preview scored, as the `seed` view does."""
-        return self.config.policy == "seed"
+        return self.config.policy == "seed" and (self.config.clip or self.config.quality)
 
     @property
     def look_outputs(self) -> tuple[str, ...]:
         """The scores that a look asks for."""
-        return (*self.config.look_scores, *EMBEDDINGS) if self.needs_embeddings else self.config.look_scores
+        return (*self.config.look_scores, *(EMBEDDINGS if self.needs_embeddings else ()))
 
     def observe(
         self,
@@ -138,57 +163,94 @@ class Observer:
         say in the first layer: else the one score that a look paid for is lost among hundreds of features.
         """
         mean_D, std_D = mean_D.copy(), std_D.copy()
+        starts = dict(zip(self._widths, accumulate(self._widths.values(), initial=0), strict=False))
         blocks: list[tuple[int, tuple[str, ...]]] = []
         if self.critic_dim:
             blocks.append((self.policy_dim, QUALITY_FEATURES))
-        if self.config.policy == "seed":
-            blocks.append((self.policy_dim - len(QUALITY_FEATURES), QUALITY_FEATURES))
-        else:
-            progress = self.policy_dim - len(PROGRESS_FEATURES)
-            blocks.append((progress, PROGRESS_FEATURES))
-            if self.config.policy == "latent":
-                quality = progress - len(QUALITY_FEATURES)
-                blocks.append((quality, QUALITY_FEATURES))
-                if self.critic_dim:
-                    for statistics_D in (mean_D, std_D):
-                        statistics_D[quality:progress] = statistics_D[self.policy_dim :]
+        if "progress" in starts:
+            blocks.append((starts["progress"], self.progress_names))
+        if "quality" in starts:
+            quality = starts["quality"]
+            blocks.append((quality, QUALITY_FEATURES))
+            if self.critic_dim and not self.scores_every_decision:
+                for statistics_D in (mean_D, std_D):
+                    statistics_D[quality : quality + len(QUALITY_FEATURES)] = statistics_D[self.policy_dim :]
         for start, names in blocks:
             for offset, name in enumerate(names):
                 if name in RATIOS:
                     mean_D[start + offset], std_D[start + offset] = _RATIO_MEAN, _RATIO_STD
-        start = 0
-        for width in self._policy_widths:
-            std_D[start : start + width] *= (width * len(self._policy_widths) / self.policy_dim) ** 0.5
-            start += width
+        widths = self._widths.values()
+        for start, width in zip(accumulate(widths, initial=0), widths, strict=False):
+            std_D[start : start + width] *= (width * len(widths) / self.policy_dim) ** 0.5
         return mean_D, std_D
 
     def _policy_parts(
         self, episodes: Sequence[Episode], embeddings: Mapping[str, NDArray[np.float32]] | None
     ) -> list[NDArray[np.float32]]:
-        timesteps = timestep_embedding(np.array([episode.timestep for episode in episodes]))
-        if self.config.policy == "timestep":
-            return [timesteps, progress_features(episodes)]
-        quality = np.stack([episode.quality for episode in episodes])
-        if self.config.policy == "seed":
-            assert embeddings is not None, "the seed view needs clip_image and clip_text"
-            return [embeddings["clip_image"], embeddings["clip_text"], timesteps, quality]
-        features = torch.stack([episode.features_F for episode in episodes]).numpy()
-        pooled = np.stack([episode.pooled_D for episode in episodes])
-        return [features, pooled, timesteps, quality, progress_features(episodes)]
-
-
-def progress_features(episodes: Sequence[Episode]) -> NDArray[np.float32]:
-    """[B, 4]: how far schedule, budget and attempts are used up, and whether this x0 was looked at."""
-    rows = [
-        (
-            episode.progress,
-            episode.nfe / episode.max_nfe,
-            episode.attempt / episode.config.max_attempts,
-            float(episode.looked_here),
+        assert embeddings is not None or not self.needs_embeddings, (
+            "the seed view needs clip_image and clip_text"
         )
-        for episode in episodes
-    ]
-    return np.array(rows, dtype=np.float32).reshape(len(episodes), len(PROGRESS_FEATURES))
+        return [self._block(name, episodes, embeddings or {}) for name in self._widths]
+
+    def _block(
+        self, name: str, episodes: Sequence[Episode], embeddings: Mapping[str, NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        if name in EMBEDDINGS:
+            return embeddings[name]
+        if name == "features":
+            return torch.stack([episode.features_F for episode in episodes]).numpy()
+        if name == "pooled":
+            return np.stack([episode.pooled_D for episode in episodes])
+        if name == "quality":
+            return np.stack([episode.quality for episode in episodes])
+        if name == "timestep":
+            return timestep_embedding(np.array([episode.timestep for episode in episodes]))
+        features = progress_features(episodes, guidance_scales(self.actions))
+        return np.stack([features[feature] for feature in self.progress_names], axis=1)
+
+
+def _block_widths(config: ObservationConfig, sizes: ObservationSizes, progress: int) -> dict[str, int]:
+    """Width of each block of the policy part, in order."""
+    widths = {
+        "features": sizes.feature_dim,
+        "pooled": sizes.text_dim,
+        "clip_image": sizes.embedding_dim,
+        "clip_text": sizes.embedding_dim,
+        "timestep": TIMESTEP_DIM,
+        "quality": len(QUALITY_FEATURES),
+        "progress": progress,
+    }
+    left_out = set() if config.quality else {"quality"}
+    if not config.clip:
+        left_out |= set(EMBEDDINGS)
+    return {name: widths[name] for name in BLOCKS[config.policy] if name not in left_out}
+
+
+def progress_names(actions: Sequence[str]) -> tuple[str, ...]:
+    """The progress features where these are the actions."""
+    made = [("extrapolated", "reuse" in actions), ("guidance_ratio", bool(guidance_scales(actions)))]
+    return (*PROGRESS_FEATURES, *(name for name, there in made if there))
+
+
+def progress_features(
+    episodes: Sequence[Episode], scales: Sequence[float] = ()
+) -> dict[str, NDArray[np.float32]]:
+    """How far schedule, budget and attempts are used up, and the state of each clean prediction; [B] each.
+
+    guidance_ratio is the present scale as a share of the highest among `scales` and the configuration's.
+    """
+    features = {
+        "step_ratio": [episode.progress for episode in episodes],
+        "nfe_ratio": [episode.nfe / episode.max_nfe for episode in episodes],
+        "attempt_ratio": [episode.attempt / episode.config.max_attempts for episode in episodes],
+        "looked_here": [float(episode.looked_here) for episode in episodes],
+        "extrapolated": [float(episode.extrapolated) for episode in episodes],
+        "guidance_ratio": [
+            episode.guidance_scale / max(*scales, episode.config.guidance_scale) if scales else 1.0
+            for episode in episodes
+        ],
+    }
+    return {name: np.array(values, dtype=np.float32) for name, values in features.items()}
 
 
 def timestep_embedding(timesteps_B: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -55,6 +55,7 @@ def reference_config(config: EngineConfig, num_steps: int) -> EngineConfig:
     return replace(
         config,
         num_steps=num_steps,
+        warmup_steps=min(config.warmup_steps, num_steps - 1),
         actions=("continue", "stop"),
         max_nfe=num_steps,
         max_decisions=num_steps + 1,

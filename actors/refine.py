@@ -52,13 +52,24 @@ class Refinement:
         """Latents for the first inner call."""
         return _noised(self.original_CHW, self.fresh_noise_CHW, self.level)
 
-    def step(self, latents_CHW: torch.Tensor, clean_CHW: torch.Tensor) -> torch.Tensor | None:
-        """Latents for the next inner call, given what the last one predicted; None after the last."""
+    def step(
+        self, latents_CHW: torch.Tensor, clean_CHW: torch.Tensor, null_clean_CHW: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Latents for the next inner call, given what the last one predicted; None after the last.
+
+        null_clean_CHW is the prediction without the prompt, for CFG++.
+        """
         source = self.level
         self.position += 1
         if self.position == len(self.levels):
             return None
-        inside_CHW = solver_step(latents_CHW[None], clean_CHW[None], [source], [self.level])[0]
+        inside_CHW = solver_step(
+            latents_CHW[None],
+            clean_CHW[None],
+            [source],
+            [self.level],
+            null_clean_BCHW=None if null_clean_CHW is None else null_clean_CHW[None],
+        )[0]
         outside_CHW = _noised(self.original_CHW, self.fresh_noise_CHW, self.level)
         return torch.lerp(outside_CHW, inside_CHW, self.mask_1HW)
 

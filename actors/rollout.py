@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from actors.contracts import Decider, EpisodeRequest, EpisodeResult, QualityScorer
 from actors.engine import Engine, Episode
 from actors.errors import UserError
-from actors.observations import Observer
+from actors.observations import EMBEDDINGS, Observer
 
 
 def rollout(
@@ -36,7 +35,7 @@ def rollout(
     """
     if slots < 1:
         raise UserError(f"slots is {slots}; accepted: a whole number from 1")
-    if scorer is None and ("look" in engine.action_names or observer.needs_embeddings):
+    if scorer is None and ("look" in engine.action_names or observer.scores_every_decision):
         raise UserError("scorer is None; accepted: a scorer, as `look` or the `seed` observation needs one")
     waiting = enumerate(requests)
     active: dict[int, Episode] = {}
@@ -75,10 +74,14 @@ def _decide(
     deciding: Sequence[Episode],
     record_previews: bool,
 ) -> list[Episode]:
-    """One decision of each episode; those that looked, and so decide again at once, are returned."""
+    """One decision of each episode; those that decide again at once, as after a look, are returned."""
+    if observer.scores_every_decision:
+        _look(engine, scorer, [episode for episode in deciding if not episode.looked_here])
     embeddings = None
     if observer.needs_embeddings:
-        embeddings = _look(engine, scorer, deciding)
+        embeddings = {
+            name: np.stack([episode.last_look[name] for episode in deciding]) for name in EMBEDDINGS
+        }
     if record_previews:
         for episode, image in zip(deciding, engine.preview(deciding), strict=True):
             episode.preview_images.append(image)
@@ -87,18 +90,15 @@ def _decide(
     choices = decider(deciding, observations_BD, mask_BA)
     for episode, action in zip(deciding, choices.tolist(), strict=True):
         engine.act(episode, action)
-    looking = [episode for episode in deciding if episode.state == "looking"]
-    if looking:
-        _look(engine, scorer, looking)
-    return [episode for episode in looking if not episode.finished]
+    _look(engine, scorer, [episode for episode in deciding if episode.state == "looking"])
+    return [episode for episode in deciding if episode.state == "deciding"]
 
 
-def _look(
-    engine: Engine, scorer: QualityScorer | None, episodes: Sequence[Episode]
-) -> dict[str, NDArray[np.float32]]:
-    """Score the previews, enter each row into its episode, and return the scores."""
+def _look(engine: Engine, scorer: QualityScorer | None, episodes: Sequence[Episode]) -> None:
+    """Score the previews, and enter each row into its episode."""
+    if not episodes:
+        return
     assert scorer is not None
     scores = scorer(engine.preview(episodes), [episode.request.prompt for episode in episodes])
     for row, episode in enumerate(episodes):
         engine.receive_look(episode, {name: values[row] for name, values in scores.items()})
-    return scores

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from actors.errors import UserError
 
-SolverName = Literal["ddim", "dpmpp", "flow_euler"]
+SolverName = Literal["ddim", "dpmpp", "flow_euler", "lcm"]
 Spacing = Literal["leading", "linspace", "trailing"]
 
+DISTILLED_STEPS = 50
+"""Latent consistency models know every 20th of 1,000 timesteps: the steps of the teacher's DDIM."""
 FLOW_TIMESTEPS = 1000
 """Flow-matching denoisers are told `sigma * 1000`, as in diffusers."""
 
@@ -76,17 +78,18 @@ def make_schedule(
     `spacing` (Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2)
     is by default the one the solver is published with: leading with an offset of 1 for DDIM, linspace
     for DPM-Solver++. Flow-matching schedules are even in sigma from 1 to 1/num_steps and then shifted
-    (Esser et al. 2024), `spacing` does not apply to them.
+    (Esser et al. 2024); `spacing` does not apply to them, nor to consistency models.
 
-    Raises UserError if the model has fewer training timesteps than num_steps.
+    Raises UserError if the model has fewer timesteps than num_steps.
     """
     if not alphas_cumprod.size:
         sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
         sigmas = flow_shift * sigmas / (1.0 + (flow_shift - 1.0) * sigmas)
         timesteps = (sigmas * FLOW_TIMESTEPS).tolist()
     else:
-        if num_steps >= alphas_cumprod.size:
-            raise UserError(f"engine.num_steps is {num_steps}; accepted: 1 to {alphas_cumprod.size - 1}")
+        most = DISTILLED_STEPS if solver == "lcm" else alphas_cumprod.size - 1
+        if num_steps > most:
+            raise UserError(f"engine.num_steps is {num_steps}; accepted: 1 to {most}")
         default: Spacing = "leading" if solver == "ddim" else "linspace"
         timesteps = spaced_timesteps(num_steps, alphas_cumprod.size, spacing or default, solver).tolist()
     return Schedule(tuple(noise_level(float(t), alphas_cumprod) for t in timesteps), alphas_cumprod)
@@ -97,8 +100,13 @@ def spaced_timesteps(
 ) -> NDArray[np.int64]:
     """num_steps descending timesteps, as diffusers' scheduler of that solver spaces them.
 
-    Its DPM-Solver++ counts the clean end as a point of the grid, its DDIM does not.
+    Its DPM-Solver++ counts the clean end as a point of the grid, its DDIM does not; its LCM takes num_steps
+    of the timesteps that were distilled, whatever the spacing.
     """
+    if solver == "lcm":
+        distilled = np.arange(1, DISTILLED_STEPS + 1)[::-1] * (training_timesteps // DISTILLED_STEPS) - 1
+        chosen = np.linspace(0, DISTILLED_STEPS, num_steps, endpoint=False).astype(np.int64)
+        return distilled[chosen].astype(np.int64)
     points = num_steps + (solver == "dpmpp")
     if spacing == "trailing":
         grid = np.arange(training_timesteps, 0, -training_timesteps / num_steps).round()[:num_steps] - 1

@@ -55,9 +55,10 @@ class Baseline:
         return EngineConfig(
             solver=self.solver,
             num_steps=self.num_steps,
+            guidance_rule=policy.guidance_rule,
             guidance_scale=policy.guidance_scale,
             flow_shift=policy.flow_shift,
-            warmup_steps=1,
+            warmup_steps=min(1, self.num_steps - 1),
             actions=("continue", "stop") if self.attempts == 1 else ("continue", "stop", "look", "restart"),
             max_nfe=self.attempts * self.num_steps,
             max_attempts=self.attempts,

@@ -65,7 +65,7 @@ class BaselineMethod:
         """Its rule on this bench; a look asks for the one score the rule needs."""
         engine = Engine(bench.backbone, self.engine)
         sizes = ObservationSizes(bench.backbone.feature_dim, bench.backbone.text_dim)
-        observer = Observer(ObservationConfig("timestep", False), sizes, engine.num_actions)
+        observer = Observer(ObservationConfig("timestep", False), sizes, engine.action_names)
         scorer = bench.oracle if self.baseline.oracle else bench.scorer("image_reward")
         return OpenMethod(engine, observer, self.baseline.decider(engine.action_names), scorer)
 
@@ -95,7 +95,7 @@ class PolicyMethod:
             )
         network, _ = load_policy(self.folder)
         engine = Engine(bench.backbone, self.engine)
-        observer = Observer(self.observation, self.sizes, engine.num_actions)
+        observer = Observer(self.observation, self.sizes, engine.action_names)
         if (network.policy_dim, network.num_actions) != (observer.policy_dim, engine.num_actions):
             raise UserError(
                 f"policy={self.folder}: takes {network.policy_dim} inputs and {network.num_actions} actions,"

@@ -22,7 +22,7 @@ class PolicyModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     """Actor and critic over a flat observation.
 
     `model_config`: observation (ObservationConfig's fields), sizes (ObservationSizes' fields),
-    num_actions, hidden, initial_logits (what every action's logit starts near).
+    actions (their names), hidden, initial_logits (what every action's logit starts near).
     """
 
     def setup(self) -> None:
@@ -31,7 +31,7 @@ class PolicyModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self.observer = Observer(
             ObservationConfig(**options["observation"]),
             ObservationSizes(**options["sizes"]),
-            options["num_actions"],
+            options["actions"],
         )
         observer, hidden = self.observer, tuple(options["hidden"])
         self.policy = PolicyNetwork(observer.policy_dim, observer.num_actions, hidden)

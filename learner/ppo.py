@@ -42,7 +42,7 @@ def ppo_config(config: RunConfig, settings: RunnerSettings) -> PPOConfig:
         model_config={
             "observation": asdict(observer.config),
             "sizes": asdict(observer.sizes),
-            "num_actions": observer.num_actions,
+            "actions": list(observer.actions),
             "hidden": list(ppo.hidden),
             "initial_logits": [
                 ppo.continue_logit if name == "continue" else 0.0 for name in config.engine.actions

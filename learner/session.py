@@ -141,7 +141,7 @@ def _describe(
         image = np.zeros((1, 64, 64, 3), np.uint8)
         embedding = world.make_client().score(image, [""], ["clip_image"])["clip_image"]
         sizes = replace(sizes, embedding_dim=embedding.shape[1])
-    return Description(engine.backbone.identity, Observer(observation, sizes, engine.num_actions))
+    return Description(engine.backbone.identity, Observer(observation, sizes, engine.action_names))
 
 
 def _make_backbone(config: BackboneConfig) -> Backbone:

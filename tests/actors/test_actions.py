@@ -51,8 +51,8 @@ def test_the_first_decision_comes_after_the_warm_up() -> None:
     assert (episode.step_index, episode.nfe) == (0, 1)
 
 
-def test_warm_up_ends_at_the_last_schedule_point() -> None:
-    engine, episode = start(EngineConfig(num_steps=3, warmup_steps=5))
+def test_warm_up_may_last_to_the_last_schedule_point() -> None:
+    engine, episode = start(EngineConfig(num_steps=3, warmup_steps=2))
     assert episode.step_index == 2
     assert legal(engine, episode) == {"stop", "look", "restart"}
 
@@ -264,14 +264,14 @@ def test_no_result_before_the_end() -> None:
 
 
 def test_restart_waits_for_a_look_where_it_is_told_to() -> None:
-    engine, episode = start(EngineConfig(num_steps=3, warmup_steps=5, restart_needs_look=True))
+    engine, episode = start(EngineConfig(num_steps=3, warmup_steps=2, restart_needs_look=True))
     assert legal(engine, episode) == {"stop", "look"}
     engine.act(episode, engine.action_names.index("look"))
     engine.receive_look(episode, {"image_reward": np.float32(0.5)})
     assert legal(engine, episode) == {"stop", "restart"}
     blind, episode = start(
         EngineConfig(
-            num_steps=3, warmup_steps=5, restart_needs_look=True, actions=("continue", "stop", "restart")
+            num_steps=3, warmup_steps=2, restart_needs_look=True, actions=("continue", "stop", "restart")
         )
     )
     assert legal(blind, episode) == {"stop", "restart"}, "without looks there is nothing to wait for"

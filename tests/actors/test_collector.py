@@ -55,12 +55,13 @@ def collector(
     groups: int = 1,
     policy: str = "latent",
     client: LocalClient | None = None,
+    actions: Sequence[str] = NAMES,
     **observation: Any,
 ) -> Collector:
-    engine = Engine(ToyBackbone(), CONFIG)
+    engine = Engine(ToyBackbone(), dataclasses.replace(CONFIG, actions=tuple(actions)))
     sizes = ObservationSizes(feature_dim=2, text_dim=3, embedding_dim=2)
     options = ObservationConfig(policy=policy, **observation)  # type: ignore[arg-type]
-    observer = Observer(options, sizes, engine.num_actions)
+    observer = Observer(options, sizes, engine.action_names)
     return Collector(engine, observer, client or CountingClient(), slots=slots, groups=groups)
 
 
@@ -225,18 +226,40 @@ def test_the_seed_view_scores_and_pays_for_every_decision() -> None:
     assert trajectory.result.looks == 3
 
 
-def test_slots_and_groups_do_not_change_any_episode() -> None:
-    asked = requests(range(24))
+@pytest.mark.parametrize("view", ["latent", "seed"])
+def test_slots_and_groups_do_not_change_any_episode(view: str) -> None:
+    asked, actions = requests(range(24)), (*NAMES, "reuse", "guidance-2")
     gathered = [
-        collector(slots=slots, groups=groups).collect(asked, uniform, RewardConfig())
+        collector(slots=slots, groups=groups, policy=view, actions=actions).collect(
+            asked, uniform, RewardConfig()
+        )
         for slots, groups in [(1, 1), (6, 1), (6, 2), (24, 3)]
     ]
+    taken = {action for trajectory in gathered[0] for action in trajectory.actions}
+    assert taken >= {actions.index(name) for name in ("continue", "stop", "restart", "reuse", "guidance-2")}
     assert len({len(trajectory.actions) for trajectory in gathered[0]}) > 3
     for others in gathered[1:]:
         for alone, together in zip(gathered[0], others, strict=True):
             assert alone.actions == together.actions
             np.testing.assert_allclose(alone.rewards, together.rewards, atol=1e-6)
             np.testing.assert_allclose(alone.observations, together.observations, atol=1e-5)
+
+
+def test_an_extrapolated_image_is_scored_itself() -> None:
+    """The seed view decides on scores; those of the prediction that a reuse started from are not its own."""
+    actions = (*NAMES, "reuse", "guidance-2")
+    order = ["continue", "reuse", "guidance-2", "stop"]
+    gathering = collector(slots=1, policy="seed", actions=actions)
+
+    def plan(_: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
+        logits_BA = np.full(mask_BA.shape, -1e9, np.float32)
+        logits_BA[0, actions.index(order.pop(0))] = 0.0
+        return logits_BA
+
+    (trajectory,) = gathering.collect(requests([3]), plan, RewardConfig())
+    assert [decision for decision, _ in trajectory.scored] == [0, 1, 2], "guidance leaves the image as it is"
+    assert trajectory.result is not None
+    assert (trajectory.result.nfe, trajectory.result.looks) == (3, 3)
 
 
 def test_another_stream_draws_other_actions() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
 
 from actors.backbones import StableDiffusionBackbone
-from actors.contracts import EpisodeRequest
+from actors.contracts import Conditioning, Denoised, EpisodeRequest
 from actors.engine import Engine, EngineConfig, Episode
 from actors.errors import UserError
+from actors.schedule import NoiseLevel
 from tests.actors.fakes import OracleBackbone
 
 PROMPTS = ("a red fox", "two blue owls", "sky", "an old tree")
@@ -82,19 +86,97 @@ def test_always_continue_equals_the_diffusers_pipeline(
     assert [episode.network_evals for episode in episodes] == [12] * len(PROMPTS)
 
 
+@pytest.mark.parametrize(
+    ("options", "guidance_scale", "evals"),
+    [
+        ({"solver": "lcm", "guidance_rule": "none"}, 1.0, 4),
+        ({"solver": "lcm"}, 1.5, 8),
+        ({"solver": "ddim", "eta": 0.7}, 3.5, 8),
+        ({"solver": "dpmpp", "guidance_rule": "none"}, 1.0, 4),
+    ],
+)
+def test_noisy_solvers_and_no_guidance_equal_the_diffusers_pipeline(
+    options: dict[str, Any],
+    guidance_scale: float,
+    evals: int,
+    pipeline: StableDiffusionPipeline,
+    backbone: StableDiffusionBackbone,
+) -> None:
+    """Fresh noise comes from each episode's own generator, as diffusers takes it from a list of them."""
+    config = EngineConfig(num_steps=4, guidance_scale=guidance_scale, actions=("continue",), **options)
+    engine = Engine(backbone, config)
+    late = engine.begin([request(0, PROMPTS[0])])
+    engine.denoise(late)
+    episodes = [*late, *engine.begin([request(seed, PROMPTS[seed]) for seed in (1, 2)])]
+    while not all(episode.finished for episode in episodes):
+        engine.denoise(episodes)
+        for episode in episodes:
+            if episode.state == "deciding":
+                engine.act(episode, 0)
+    reference = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
+    reference.set_progress_bar_config(disable=True)
+    if config.solver == "lcm":
+        reference.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    if config.solver == "dpmpp":
+        reference.scheduler = dpm_scheduler(pipeline)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    expected = reference(
+        list(PROMPTS[:3]),
+        num_inference_steps=4,
+        guidance_scale=guidance_scale,
+        generator=generators,
+        latents=torch.stack([torch.randn(backbone.latent_shape, generator=own) for own in generators]),
+        eta=config.eta,
+        output_type="latent",
+    ).images
+    ours = torch.stack([episode.result().latents_CHW for episode in episodes])
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    assert [(episode.nfe, episode.network_evals) for episode in episodes] == [(4, evals)] * 3
+
+
+def test_cfgpp_with_a_full_scale_is_ddim_but_for_the_noise_it_carries(
+    pipeline: StableDiffusionPipeline, backbone: StableDiffusionBackbone
+) -> None:
+    """Chung et al. 2024, algorithm 2, written out with the pipeline's network."""
+    config = EngineConfig(
+        solver="ddim", num_steps=5, guidance_rule="cfg++", guidance_scale=0.6, actions=("continue",)
+    )
+    engine = Engine(backbone, config)
+    (episode,) = engine.begin([request(3)])
+    play(engine, episode, [])
+    text, null = pipeline.encode_prompt("a red fox", "cpu", 1, True)
+    latents, points = first_noise(backbone, 3).double(), engine.schedule.points
+    with torch.inference_mode():
+        for step, point in enumerate(points):
+            without, having = (
+                pipeline.unet(latents.float(), point.timestep, encoder_hidden_states=rows).sample.double()
+                for rows in (null, text)
+            )
+            velocity = without + 0.6 * (having - without)
+            clean = point.alpha * latents - point.sigma * velocity
+            eps_null = point.sigma * latents + point.alpha * without
+            if step + 1 < len(points):
+                latents = points[step + 1].alpha * clean + points[step + 1].sigma * eps_null
+    torch.testing.assert_close(episode.result().latents_CHW.double(), clean[0], atol=1e-4, rtol=0)
+
+
 def diffusers_from(
-    pipeline: StableDiffusionPipeline, latents: torch.Tensor, timesteps: Sequence[float], prompt: str
+    pipeline: StableDiffusionPipeline,
+    latents: torch.Tensor,
+    timesteps: Sequence[float],
+    prompt: str,
+    scales: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """diffusers' DPM-Solver++ over exactly these timesteps, to the end."""
+    """diffusers' DPM-Solver++ over exactly these timesteps, to the end; guidance 4 or as `scales` say."""
     scheduler = dpm_scheduler(pipeline)
     scheduler.set_timesteps(timesteps=[int(timestep) for timestep in timesteps])
     text, null = pipeline.encode_prompt(prompt, "cpu", 1, True)
     with torch.inference_mode():
-        for timestep in scheduler.timesteps:
+        for timestep, scale in zip(scheduler.timesteps, scales or [4.0] * len(timesteps), strict=True):
             pair = pipeline.unet(
                 latents.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=torch.cat([null, text])
             ).sample
-            guided = pair[:1] + 4.0 * (pair[1:] - pair[:1])
+            guided = pair[:1] + scale * (pair[1:] - pair[:1])
             latents = scheduler.step(guided, timestep, latents).prev_sample
     return latents[0]
 
@@ -109,6 +191,95 @@ def test_leaps_equal_diffusers_on_the_visited_timesteps(
     expected = diffusers_from(pipeline, first_noise(backbone, 3), visited, "a red fox")
     torch.testing.assert_close(episode.result().latents_CHW, expected, atol=1e-4, rtol=0)
     assert episode.nfe == len(visited)
+
+
+def test_guidance_changes_from_the_next_call_on(
+    pipeline: StableDiffusionPipeline, backbone: StableDiffusionBackbone
+) -> None:
+    engine = Engine(
+        backbone, EngineConfig(num_steps=6, actions=("continue", "stop", "guidance-2", "guidance-6.5"))
+    )
+    (episode,) = engine.begin([request(3)])
+    play(engine, episode, ["guidance-2", "continue", "guidance-6.5", "continue"])
+    points = [point.timestep for point in engine.schedule.points]
+    scales = [4.0, 4.0, 4.0, 4.0, 2.0, 6.5]
+    expected = diffusers_from(pipeline, first_noise(backbone, 3), points, "a red fox", scales)
+    torch.testing.assert_close(episode.result().latents_CHW, expected, atol=1e-4, rtol=0)
+    assert episode.nfe == 6
+
+
+class StraightBackbone(OracleBackbone):
+    """Its clean prediction is a straight line in log(alpha / sigma)."""
+
+    def clean_at(self, prompt: str, level: NoiseLevel) -> torch.Tensor:
+        return self.truth(prompt) * (1.0 + 0.3 * math.log(level.alpha / level.sigma))
+
+    def denoise(
+        self,
+        latents_BCHW: torch.Tensor,
+        timesteps_B: torch.Tensor,
+        conditioning: Conditioning,
+        guidance_scale_B: torch.Tensor,
+        *,
+        attention: bool = False,
+    ) -> Denoised:
+        signal = self.alphas_cumprod[timesteps_B.round().long()].view(-1, 1, 1, 1)
+        bent = conditioning.extras["truth"] * (1.0 + 0.15 * (signal / (1 - signal)).log())
+        conditioning = replace(conditioning, extras={"truth": bent})
+        return super().denoise(latents_BCHW, timesteps_B, conditioning, guidance_scale_B, attention=attention)
+
+
+def follow(engine: Engine, plan: Sequence[str], seed: int, prompt: str = "a red fox") -> Episode:
+    """A new episode after the planned actions, at its next decision; every look scores 0.1."""
+    (episode,) = engine.begin([request(seed, prompt)])
+    return go_on(engine, episode, plan)
+
+
+def go_on(engine: Engine, episode: Episode, plan: Sequence[str]) -> Episode:
+    for name in plan:
+        reach_decision(engine, episode)
+        engine.act(episode, engine.action_names.index(name))
+        if episode.state == "looking":
+            engine.receive_look(episode, {"image_reward": np.float32(0.1)})
+    reach_decision(engine, episode)
+    return episode
+
+
+def test_reuse_goes_on_along_the_line_of_the_last_two_predictions() -> None:
+    backbone = StraightBackbone()
+    engine = Engine(backbone, EngineConfig(actions=("continue", "stop", "reuse", "restart")))
+    reuse = engine.action_names.index("reuse")
+    episode = follow(engine, ["reuse"], 2, "owl")
+    point = engine.schedule.points[4]
+    assert (episode.state, episode.level, episode.nfe) == ("deciding", point, 4)
+    torch.testing.assert_close(episode.clean_CHW, backbone.clean_at("owl", point), atol=1e-4, rtol=0)
+    with_a_call = follow(engine, ["continue"], 2, "owl")
+    assert with_a_call.nfe == 5
+    torch.testing.assert_close(episode.latents_CHW, with_a_call.latents_CHW, atol=1e-5, rtol=0)
+    assert not engine.legal([episode])[0][reuse], "never twice in a row"
+    assert engine.legal([go_on(engine, episode, ["continue"])])[0][reuse]
+    assert not engine.legal([go_on(engine, episode, ["restart"])])[0][reuse], "one prediction is no line"
+
+
+def test_a_fork_goes_on_as_its_original_would_have() -> None:
+    """Two branches from one prefix: each is what it is alone, the random numbers of restarts included."""
+    engine = Engine(OracleBackbone(attention_HW=torch.rand(8, 8)), EngineConfig())
+    one = follow(engine, ["look", "continue"], 4)
+    other = one.fork()
+    for branch, last in ((one, "refine"), (other, "restart")):
+        forked = play(engine, go_on(engine, branch, [last]), [])
+        alone = play(engine, follow(engine, ["look", "continue", last], 4), [])
+        assert forked.result().decisions == alone.result().decisions
+        assert torch.equal(forked.result().latents_CHW, alone.result().latents_CHW)
+
+
+def test_an_episode_ends_by_itself_when_a_look_leaves_nothing_to_do() -> None:
+    engine = Engine(OracleBackbone(), EngineConfig(num_steps=2, warmup_steps=1, actions=("continue", "look")))
+    (episode,) = engine.begin([request(1)])
+    reach_decision(engine, episode)
+    engine.act(episode, engine.action_names.index("look"))
+    engine.receive_look(episode, {"image_reward": np.float32(0.1)})
+    assert episode.finished
 
 
 @pytest.mark.parametrize("action", ["refine", "restart"])
@@ -244,7 +415,7 @@ def test_non_finite_predictions_name_prompt_and_step() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "euler"}, r"engine.solver is 'euler'; accepted: ddim, dpmpp or flow_euler"),
+        ({"solver": "euler"}, r"engine.solver is 'euler'; accepted: ddim, dpmpp, flow_euler or lcm"),
         ({"num_steps": 0}, r"engine.num_steps is 0; accepted: a whole number from 1"),
         ({"refine_noise": 1.5}, r"engine.refine_noise is 1.5; accepted: a number above 0 and up to 1"),
         ({"guidance_scale": float("nan")}, r"engine.guidance_scale is nan; accepted: a number from 0"),
@@ -253,6 +424,17 @@ def test_non_finite_predictions_name_prompt_and_step() -> None:
         ({"actions": ("continue", "jump")}, r"engine.actions has 'jump'; accepted: continue, stop"),
         ({"actions": ("continue", "leap-1")}, r"engine.actions has 'leap-1'; accepted"),
         ({"actions": ("stop", "stop")}, r"engine.actions is \['stop', 'stop'\]; accepted"),
+        ({"warmup_steps": 10}, r"engine.warmup_steps is 10; accepted: .* below engine.num_steps \(10\)"),
+        ({"max_nfe": 0}, r"engine.max_nfe is 0; accepted: a whole number from 1"),
+        ({"eta": 0.5}, r"engine.eta is 0.5; accepted: 0, or with solver ddim up to 1"),
+        ({"guidance_rule": "apg"}, r"engine.guidance_rule is 'apg'; accepted: cfg, cfg\+\+, none"),
+        ({"guidance_rule": "cfg++"}, r"engine.guidance_scale is 4.0; accepted: with cfg\+\+ 0 to 1"),
+        ({"actions": ("continue", "guidance-0")}, r"engine.actions has 'guidance-0'; accepted"),
+        ({"actions": ("continue", "guidance-inf")}, r"engine.actions has 'guidance-inf'; accepted"),
+        (
+            {"actions": ("continue", "guidance-3"), "guidance_rule": "none"},
+            r"engine.actions has 'guidance-3'; accepted .* 'none': no guidance-w",
+        ),
         ({"actions": ("stop", "restart")}, r"accepted: with continue or a leap among them"),
     ],
 )

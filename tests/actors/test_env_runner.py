@@ -38,7 +38,7 @@ def test_another_seed_is_another_order() -> None:
 @pytest.fixture
 def runner(tmp_path: Path) -> DiffusionEnvRunner:
     config = toy_config(tmp_path)
-    observer = Observer(ObservationConfig(), ObservationSizes(2, 3), len(config.engine.actions))
+    observer = Observer(ObservationConfig(), ObservationSizes(2, 3), config.engine.actions)
     settings = RunnerSettings(
         make_backbone=ToyBackbone,
         make_client=make_client,

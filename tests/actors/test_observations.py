@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def played() -> tuple[Engine, list[Episode]]:
 
 
 def test_seed_state_has_1672_numbers() -> None:
-    observer = Observer(ObservationConfig("seed"), SIZES, num_actions=3)
+    observer = Observer(ObservationConfig("seed"), SIZES, ("continue", "stop", "look"))
     assert observer.policy_dim == 1672
     assert observer.dim == 1672 + 8 + 3
 
@@ -46,7 +48,7 @@ def test_timestep_embedding_equals_diffusers() -> None:
 
 def test_latent_view(played: tuple[Engine, list[Episode]]) -> None:
     engine, episodes = played
-    observer = Observer(ObservationConfig("latent"), SIZES, engine.num_actions)
+    observer = Observer(ObservationConfig("latent"), SIZES, engine.action_names)
     critic = np.arange(16, dtype=np.float32).reshape(2, 8)
     mask = engine.legal(episodes)
     observations = observer.observe(episodes, mask, critic)
@@ -67,7 +69,7 @@ def test_latent_view(played: tuple[Engine, list[Episode]]) -> None:
 def test_seed_view(played: tuple[Engine, list[Episode]]) -> None:
     engine, episodes = played
     sizes = ObservationSizes(SIZES.feature_dim, SIZES.text_dim, embedding_dim=3)
-    observer = Observer(ObservationConfig("seed"), sizes, engine.num_actions)
+    observer = Observer(ObservationConfig("seed"), sizes, engine.action_names)
     image, text = np.full((2, 3), 0.25, dtype=np.float32), np.full((2, 3), 0.75, dtype=np.float32)
     embeddings = {"clip_image": image, "clip_text": text}
     observations = observer.observe(episodes, engine.legal(episodes), embeddings=embeddings)
@@ -79,13 +81,55 @@ def test_seed_view(played: tuple[Engine, list[Episode]]) -> None:
         observer.observe(episodes, engine.legal(episodes))
 
 
+def test_what_reuse_and_guidance_made_is_seen() -> None:
+    actions = ("continue", "reuse", "guidance-2", "guidance-8", "stop")
+    engine = Engine(OracleBackbone(), EngineConfig(warmup_steps=1, guidance_scale=4.0, actions=actions))
+    plain, changed = engine.begin([EpisodeRequest("owl", 1), EpisodeRequest("sky", 2)])
+    while "denoising" in (plain.state, changed.state):
+        engine.denoise([plain, changed])
+    engine.act(changed, actions.index("guidance-2"))
+    engine.act(changed, actions.index("reuse"))
+    observer = Observer(ObservationConfig("timestep"), SIZES, actions)
+    assert observer.policy_dim == 128 + 4 + 2
+    observations = observer.observe([plain, changed], engine.legal([plain, changed]))
+    np.testing.assert_array_equal(observations[:, 132:134], [[0.0, 4 / 8], [1.0, 2 / 8]])
+
+
+def test_what_an_ablation_leaves_out(played: tuple[Engine, list[Episode]]) -> None:
+    engine, episodes = played
+    mask = engine.legal(episodes)
+    sizes = ObservationSizes(SIZES.feature_dim, SIZES.text_dim, embedding_dim=3)
+    embeddings = {name: np.ones((2, 3), dtype=np.float32) for name in ("clip_image", "clip_text")}
+    quality = np.stack([episode.quality for episode in episodes])
+    timesteps = timestep_embedding(np.array([episode.timestep for episode in episodes]))
+
+    def view(**options: Any) -> tuple[Observer, np.ndarray]:
+        observer = Observer(ObservationConfig(**options), sizes, engine.action_names)
+        return observer, observer.observe(episodes, mask, embeddings=embeddings)[:, : observer.policy_dim]
+
+    without_clip, seen = view(policy="seed", clip=False)
+    np.testing.assert_array_equal(seen, np.concatenate([timesteps, quality], axis=1))
+    assert without_clip.scores_every_decision, "its quality vector is as live as in training"
+    assert not without_clip.needs_embeddings
+    assert "clip_image" not in without_clip.look_outputs
+    _, seen = view(policy="seed", quality=False)
+    np.testing.assert_array_equal(seen, np.concatenate([*embeddings.values(), timesteps], axis=1))
+    neither, seen = view(policy="seed", quality=False, clip=False)
+    np.testing.assert_array_equal(seen, timesteps)
+    assert not neither.scores_every_decision
+    whole, seen = view(policy="latent")
+    latent, left = view(policy="latent", quality=False)
+    assert latent.policy_dim == whole.policy_dim - 8
+    np.testing.assert_array_equal(left, np.delete(seen, np.s_[6 + 5 + 128 : 6 + 5 + 128 + 8], axis=1))
+
+
 @pytest.mark.parametrize("view", ["latent", "seed", "timestep"])
 @pytest.mark.parametrize("critic_sees_quality", [True, False])
 def test_split_takes_apart_what_observe_made(
     view: PolicyView, critic_sees_quality: bool, played: tuple[Engine, list[Episode]]
 ) -> None:
     engine, episodes = played
-    observer = Observer(ObservationConfig(view, critic_sees_quality), SIZES, engine.num_actions)
+    observer = Observer(ObservationConfig(view, critic_sees_quality), SIZES, engine.action_names)
     critic, mask = np.full((2, 8), 7.0, dtype=np.float32), engine.legal(episodes)
     embeddings = {name: np.ones((2, 768), dtype=np.float32) for name in ("clip_image", "clip_text")}
     observations = torch.from_numpy(observer.observe(episodes, mask, critic, embeddings))
@@ -102,7 +146,7 @@ def test_split_takes_apart_what_observe_made(
 
 def test_critic_part_is_zero_where_nobody_scored(played: tuple[Engine, list[Episode]]) -> None:
     engine, episodes = played
-    observer = Observer(ObservationConfig("timestep"), SIZES, engine.num_actions)
+    observer = Observer(ObservationConfig("timestep"), SIZES, engine.action_names)
     observations = torch.from_numpy(observer.observe(episodes, engine.legal(episodes)))
     _, critic_BD, _ = observer.split(observations)
     assert not critic_BD[:, observer.policy_dim :].any()
@@ -124,7 +168,9 @@ def test_a_look_without_image_reward_or_with_an_unknown_score_is_a_user_error(
 
 
 def test_statistics_that_references_cannot_know_are_completed() -> None:
-    observer = Observer(ObservationConfig("latent", True), ObservationSizes(2, 3), 4)
+    observer = Observer(
+        ObservationConfig("latent", True), ObservationSizes(2, 3), ("continue", "stop", "look", "restart")
+    )
     quality, progress = observer.policy_dim - 12, observer.policy_dim - 4
     width = observer.policy_dim + observer.critic_dim
     mean_D = np.arange(width, dtype=np.float32)

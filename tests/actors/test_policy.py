@@ -90,7 +90,7 @@ def test_values_have_one_number_a_row() -> None:
 
 
 def decider_inputs(network: PolicyNetwork) -> tuple[Observer, np.ndarray, np.ndarray]:
-    observer = Observer(ObservationConfig("timestep"), ObservationSizes(1, 1), ACTIONS)
+    observer = Observer(ObservationConfig("timestep"), ObservationSizes(1, 1), "abcd")
     observer.policy_dim = DIM
     observations, mask = inputs()
     critic = torch.zeros(len(mask), observer.critic_dim)

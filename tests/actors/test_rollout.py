@@ -23,7 +23,7 @@ SIZES = ObservationSizes(OracleBackbone.feature_dim, OracleBackbone.text_dim, em
 
 def make(config: EngineConfig | None = None, view: str = "latent") -> tuple[Engine, Observer]:
     engine = Engine(OracleBackbone(attention_HW=torch.rand(8, 8)), config or EngineConfig())
-    return engine, Observer(ObservationConfig(view), SIZES, engine.num_actions)  # type: ignore[arg-type]
+    return engine, Observer(ObservationConfig(view), SIZES, engine.action_names)  # type: ignore[arg-type]
 
 
 def assert_same_results(first: list[EpisodeResult], second: list[EpisodeResult]) -> None:
@@ -35,8 +35,18 @@ def assert_same_results(first: list[EpisodeResult], second: list[EpisodeResult])
         torch.testing.assert_close(one.latents_CHW, other.latents_CHW, atol=1e-4, rtol=0)
 
 
-def test_refilled_slots_change_nothing() -> None:
-    engine, observer = make()
+EVERYTHING = (
+    *EngineConfig().actions,
+    "leap-3",
+    "reuse",
+    "guidance-2",
+    "guidance-7.5",
+)
+
+
+@pytest.mark.parametrize("view", ["latent", "seed"])
+def test_refilled_slots_change_nothing(view: str) -> None:
+    engine, observer = make(EngineConfig(actions=EVERYTHING), view)
     runs = [
         rollout(engine, SeededRandom(), observer, iter(REQUESTS), slots=slots, scorer=brightness_scorer)
         for slots in (1, 7, 50)

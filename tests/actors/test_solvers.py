@@ -8,12 +8,25 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+)
 
 from actors.contracts import PredictionType
 from actors.errors import UserError
 from actors.schedule import CLEAN, NoiseLevel, Schedule, SolverName, Spacing, make_schedule, noise_level
-from actors.solvers import add_noise, clean_prediction, extrapolation, implied_noise, solver_step
+from actors.solvers import (
+    add_noise,
+    clean_prediction,
+    consistency_prediction,
+    ddim_noise,
+    extrapolation,
+    implied_noise,
+    solver_step,
+)
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHAPE = (4, 6, 5)
@@ -204,6 +217,85 @@ def test_dpmpp_on_flow_models_equals_diffusers_flow_sigmas() -> None:
     assert extrapolation(NoiseLevel(1000.0, 0.0, 1.0), noise_level(700, np.empty(0)), CLEAN) == 0.0
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_ddim_with_noise_equals_diffusers(prediction_type: PredictionType, eta: float) -> None:
+    schedule = make_schedule(10, "ddim", alphas())
+    theirs = ddim(prediction_type, "leading")
+    theirs.set_timesteps(10)
+    expected = noise(1)
+    trajectory, late = Trajectory(schedule.points, seed=1), Trajectory(schedule.points, seed=2)
+    advance([late], prediction_type, multistep=False)
+    for step, timestep in enumerate(theirs.timesteps[:-1]):
+        fresh = noise(100 + step)
+        prediction = network(expected, float(timestep))[None]
+        expected = theirs.step(
+            prediction, timestep, expected[None], eta=eta, variance_noise=fresh[None]
+        ).prev_sample[0]
+        moving = [trajectory] if late.done else [trajectory, late]
+        sources = [t.levels[t.index] for t in moving]
+        targets = [t.levels[t.index + 1] for t in moving]
+        latents = torch.stack([t.latents for t in moving])
+        predictions = torch.stack(
+            [network(t.latents, s.timestep) for t, s in zip(moving, sources, strict=True)]
+        )
+        stepped = solver_step(
+            latents,
+            clean_prediction(predictions, latents, sources, prediction_type),
+            sources,
+            targets,
+            noise_BCHW=torch.stack([fresh, noise(200 + step)][: len(moving)]),
+            noise_scales=[ddim_noise(s, t, eta) for s, t in zip(sources, targets, strict=True)],
+        )
+        for row, moved in enumerate(moving):
+            moved.latents, moved.index = stepped[row], moved.index + 1
+        assert_same(trajectory.latents, expected)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("num_steps", [1, 4, 7])
+def test_lcm_equals_diffusers(prediction_type: PredictionType, num_steps: int) -> None:
+    theirs = LCMScheduler(**SD, prediction_type=prediction_type)
+    theirs.set_timesteps(num_steps)
+    points = make_schedule(num_steps, "lcm", alphas()).points
+    assert theirs.timesteps.tolist() == [point.timestep for point in points]
+    expected = latents = noise(3)
+    for step, (timestep, source) in enumerate(zip(theirs.timesteps, points, strict=True)):
+        output = theirs.step(
+            network(expected, float(timestep))[None],
+            timestep,
+            expected[None],
+            generator=torch.Generator().manual_seed(step),
+        )
+        prediction = network(latents, source.timestep)[None]
+        clean = clean_prediction(prediction, latents[None], [source], prediction_type)
+        clean = consistency_prediction(clean, latents[None], [source])
+        assert_same(clean[0], output.denoised[0])
+        if step + 1 == num_steps:
+            break
+        fresh = torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(step))
+        target = points[step + 1]
+        latents = solver_step(
+            latents[None], clean, [source], [target], noise_BCHW=fresh, noise_scales=[target.sigma]
+        )[0]
+        expected = output.prev_sample[0]
+        assert_same(latents, expected)
+
+
+def test_cfgpp_renoises_with_what_is_predicted_without_the_prompt() -> None:
+    """Chung et al. 2024, algorithm 2, in float64: x_t = alpha_t x0 + sigma_t eps_null."""
+    latents = torch.stack([noise(1), noise(2)]).double()
+    clean, null_clean = torch.stack([noise(3), noise(4)]).double(), torch.stack([noise(5), noise(6)]).double()
+    sources, targets = (
+        [noise_level(900, alphas()), noise_level(300, alphas())],
+        [noise_level(700, alphas())] * 2,
+    )
+    targets[1] = noise_level(100, alphas())
+    stepped = solver_step(latents, clean, sources, targets, null_clean_BCHW=null_clean)
+    eps_null = implied_noise(latents, null_clean, sources)
+    torch.testing.assert_close(stepped, add_noise(clean, eps_null, targets), atol=1e-10, rtol=0)
+
+
 @pytest.mark.parametrize("prediction_type", [*PREDICTIONS, "flow"])
 def test_clean_prediction_recovers_what_was_noised(prediction_type: PredictionType) -> None:
     table = np.empty(0) if prediction_type == "flow" else alphas()
@@ -225,6 +317,11 @@ def test_clean_prediction_recovers_what_was_noised(prediction_type: PredictionTy
 def test_schedule_rejects_more_steps_than_the_model_has() -> None:
     with pytest.raises(UserError, match=r"engine.num_steps is 1000; accepted: 1 to 999"):
         make_schedule(1000, "ddim", alphas())
+
+
+def test_schedule_rejects_more_steps_than_were_distilled() -> None:
+    with pytest.raises(UserError, match=r"engine.num_steps is 51; accepted: 1 to 50"):
+        make_schedule(51, "lcm", alphas())
 
 
 def test_level_at_rounds_to_a_training_timestep() -> None:

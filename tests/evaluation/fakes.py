@@ -107,7 +107,7 @@ def saved_policy(folder: Path, seed: int = 0, **metadata: object) -> Path:
     """An untrained policy for the fake backbone, saved as training saves it."""
     observation = ObservationConfig()
     sizes = ObservationSizes(FakeBackbone.feature_dim, FakeBackbone.text_dim)
-    observer = Observer(observation, sizes, len(ENGINE.actions))
+    observer = Observer(observation, sizes, ENGINE.actions)
     torch.manual_seed(seed)
     network = PolicyNetwork(observer.policy_dim, observer.num_actions, hidden=(16,))
     with torch.no_grad():

@@ -23,7 +23,7 @@ def build(*, inference_only: bool = False, critic_sees_quality: bool = True) -> 
         model_config={
             "observation": {"policy": "latent", "critic_sees_quality": critic_sees_quality},
             "sizes": {"feature_dim": 5, "text_dim": 3, "embedding_dim": 2},
-            "num_actions": ACTIONS,
+            "actions": ["continue", "stop", "look", "restart"],
             "hidden": [16],
             "initial_logits": [0.0] * ACTIONS,
         },

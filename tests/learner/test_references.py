@@ -93,7 +93,7 @@ def test_normalisation_leaves_constant_inputs_alone() -> None:
         )
         for seed in range(40)
     ]
-    observer = Observer(ObservationConfig("timestep", False), ObservationSizes(1, 1), 2)
+    observer = Observer(ObservationConfig("timestep", False), ObservationSizes(1, 1), ("continue", "stop"))
     statistics = references.normalisation(observed, observer)
     assert statistics.mean_D[:3] == pytest.approx([3.0, 0.0, 0.0], abs=0.2)
     widened = (128 * 2 / 132) ** 0.5  # one of two blocks, and 128 of 132 numbers

@@ -97,7 +97,10 @@ def test_a_flow_model_brings_its_solver_unless_the_user_chooses_one() -> None:
         ("ppo.lrr=1", "unknown option 'ppo.lrr'; did you mean 'ppo.lr'?"),
         ("slover=ddim", "unknown option 'slover'; did you mean 'solver'?"),
         ("solver.num_steps=20", "unknown option 'solver.num_steps'; did you mean 'engine.num_steps'?"),
-        ("solver=ddmi", "solver='ddmi': give one of ddim, dpmpp, dpmpp_7, flow_euler, lcm; did you mean 'ddim'?"),
+        (
+            "solver=ddmi",
+            "solver='ddmi': give one of ddim, dpmpp, dpmpp_7, flow_euler, lcm; did you mean 'ddim'?",
+        ),
         ("ppo.lr=fast", "ppo.lr='fast': give a number"),
         ("ppo.lr=-1", "ppo.lr=-1"),
         ("reward.alpha.clip=much", "reward.alpha.clip='much': give a number"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from actors.backbones import StableDiffusionBackbone
+from actors.backbones.stable_diffusion import StableDiffusionBackbone
 from actors.contracts import EpisodeRequest
 from actors.engine import Engine, EngineConfig, Episode
 from actors.errors import UserError

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.backbones.config import BackboneConfig
 from actors.contracts import Images
 from actors.errors import UserError
 from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, folder_digest, strict_scores
@@ -35,8 +36,8 @@ def _fake_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ValueError("no 'clip' in it")
         return [OneScore()]
 
-    backbones = SimpleNamespace(load_backbone=lambda name, **options: FakeBackbone(identity=name))
-    monkeypatch.setitem(sys.modules, "actors.backbones", backbones)  # type: ignore[arg-type]
+    backbones = SimpleNamespace(load_backbone=lambda config: FakeBackbone(identity=config.name))
+    monkeypatch.setitem(sys.modules, "actors.backbones.loading", backbones)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "rewards_service.world", SimpleNamespace(load_scorers=load_scorers))  # type: ignore[arg-type]
 
 
@@ -50,10 +51,10 @@ def scenes(count: int) -> tuple[Images, list[str]]:
 def test_the_verifier_judges_the_embedded_world_and_image_reward_everything_else(tmp_path: Path) -> None:
     images, captions = scenes(1)
     options = {"scorers": str(tmp_path)}
-    world = bench_recipe("any", EvaluationConfig(prompts="shapes", **options))()  # type: ignore[arg-type]
+    world = bench_recipe(BackboneConfig("any"), EvaluationConfig(prompts="shapes", **options))()  # type: ignore[arg-type]
     assert world.metric == STRICT
     assert world.judge(images, captions).mean() > 0.9
-    elsewhere = bench_recipe("any", EvaluationConfig(prompts="mine.txt", **options))()  # type: ignore[arg-type]
+    elsewhere = bench_recipe(BackboneConfig("any"), EvaluationConfig(prompts="mine.txt", **options))()  # type: ignore[arg-type]
     assert elsewhere.metric == IMAGE_REWARD
     assert elsewhere.judge(images, ["not of the grammar"] * len(images)).tolist() == [0.25] * len(images)
 
@@ -75,7 +76,7 @@ def test_identity_changes_with_backbone_scorers_and_metric(tmp_path: Path) -> No
 
     def identity(backbone: str, prompts: str, scorers: str) -> str:
         config = EvaluationConfig(prompts=prompts, scorers=str(tmp_path / scorers))
-        return bench_recipe(backbone, config)().identity
+        return bench_recipe(BackboneConfig(backbone), config)().identity
 
     base = identity("a", "shapes", "one")
     assert base == identity("a", "shapes", "one")
@@ -86,7 +87,7 @@ def test_identity_changes_with_backbone_scorers_and_metric(tmp_path: Path) -> No
 @pytest.mark.usefixtures("_fake_loaders")
 def test_scorers_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation\.scorers=.*nowhere"):
-        bench_recipe("any", EvaluationConfig(scorers=str(tmp_path / "nowhere")))()
+        bench_recipe(BackboneConfig("any"), EvaluationConfig(scorers=str(tmp_path / "nowhere")))()
 
 
 def test_a_digest_sees_names_and_contents(tmp_path: Path) -> None:

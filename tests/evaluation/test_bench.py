@@ -1,6 +1,7 @@
 """The bench: who judges, what identifies it, and what is said when it cannot be opened."""
 
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 from actors.backbones.config import BackboneConfig
 from actors.contracts import Images
 from actors.errors import UserError
+from actors.policy import load_policy, save_policy
 from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, folder_digest, strict_scores
 from evaluation.config import EvaluationConfig
+from evaluation.methods import read_policy
 from rewards_service.contracts import Scores
 from shapes.captions import distinct_captions
 from shapes.render import render_scene
-from tests.evaluation.fakes import FakeBackbone
+from tests.evaluation.fakes import FakeBackbone, saved_policy
 
 
 class OneScore:
@@ -98,3 +101,24 @@ def test_a_digest_sees_names_and_contents(tmp_path: Path) -> None:
     second = folder_digest(tmp_path)
     (tmp_path / "deep" / "b").write_bytes(b"y")
     assert len({first, second, folder_digest(tmp_path)}) == 3
+
+
+@pytest.mark.usefixtures("_fake_loaders")
+def test_a_policy_brings_its_backbone_and_the_evaluation_says_where_it_runs(tmp_path: Path) -> None:
+    trained = BackboneConfig(
+        "any", dtype="float16", device="cuda:3", width=768, lora="style", cache="taylorseer"
+    )
+    folder = saved_policy(tmp_path / "policy", backbone_config=asdict(trained))
+    policy = read_policy(folder, greedy=True, seed=0)
+    recipe = bench_recipe(policy.backbone, EvaluationConfig(device="cpu", dtype="bfloat16"))
+    assert recipe.backbone == replace(trained, dtype="bfloat16", device="cpu")
+
+
+def test_a_policy_that_knows_its_backbones_name_only_still_loads(tmp_path: Path) -> None:
+    network, stored = load_policy(saved_policy(tmp_path / "new"))
+    del stored["backbone_config"]
+    save_policy(tmp_path / "old", network, {**stored, "backbone_name": "shapes"})
+    assert read_policy(tmp_path / "old", greedy=True, seed=0).backbone == BackboneConfig("shapes")
+    save_policy(tmp_path / "odd", network, {**stored, "backbone_config": {"nmae": "shapes"}})
+    with pytest.raises(UserError, match=r"how it was trained \(unknown option backbone.nmae"):
+        read_policy(tmp_path / "odd", greedy=True, seed=0)

@@ -20,6 +20,7 @@ from huggingface_hub import snapshot_download
 from actors.errors import UserError
 
 _WINDOW_BYTES = 1 << 20
+_LORA_NAME = "pytorch_lora_weights.safetensors"
 _LIBRARIES = ("diffusers", "transformers")
 
 
@@ -75,14 +76,29 @@ def load_tiny_decoder(source: str, folder: Path, channels: int, dtype: torch.dty
     return tiny
 
 
-def fuse_lora(pipeline: Any, source: str, path: Path) -> None:
+def lora_file(source: str) -> Path:
+    """The one safetensors file that a LoRA's hub id, folder or file name stands for; UserError if unclear."""
+    path = fetched(source)
+    if path.is_file():
+        return path
+    files = sorted(path.glob("*.safetensors"))
+    chosen = [file for file in files if file.name == _LORA_NAME] or files
+    if len(chosen) != 1:
+        raise UserError(
+            f"backbone.lora is {source!r} and has {len(files)} safetensors files;"
+            f" accepted: a folder with one, or with {_LORA_NAME}, or the file itself"
+        )
+    return chosen[0]
+
+
+def fuse_lora(pipeline: Any, source: str, file: Path) -> None:
     """Add a LoRA to the pipeline's weights, as diffusers does it, and forget it.
 
     Raises UserError without the package `peft`, and for a LoRA that fits none of the pipeline's layers.
     """
     if not is_peft_available():
         raise UserError(f"backbone.lora is {source!r}, which needs the package peft: pip install peft")
-    pipeline.load_lora_weights(str(path), use_safetensors=True)
+    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
     if not pipeline.get_list_adapters():
         raise UserError(f"backbone.lora is {source!r} and fits no layer; accepted: a LoRA for this backbone")
     pipeline.fuse_lora()

@@ -20,6 +20,7 @@ from actors.backbones.files import (
     fuse_lora,
     load_networks,
     load_tiny_decoder,
+    lora_file,
     pipeline_digest,
     weights_digest,
 )
@@ -77,9 +78,9 @@ def _load(config: BackboneConfig) -> LoadedBackbone:
         identity += f"+{config.height or ''}x{config.width or ''}"
     if config.lora is not None:
         with _told("backbone.lora", config.lora, "a hub id, folder or safetensors file of a LoRA for it"):
-            path = fetched(config.lora)
-            fuse_lora(pipeline, config.lora, path)
-            identity += f"+lora:{Path(config.lora).name}@{weights_digest(path)}"
+            file = lora_file(config.lora)
+            fuse_lora(pipeline, config.lora, file)
+            identity += f"+lora:{Path(config.lora).name}@{weights_digest(file)}"
     tiny_decoder = None
     if config.tiny_decoder is not None:
         with _told("backbone.tiny_decoder", config.tiny_decoder, "a folder or hub id of an AutoencoderTiny"):

@@ -133,15 +133,23 @@ def test_a_lora_is_fused_as_diffusers_does_it(folder: Path, tmp_path: Path) -> N
 def test_a_lora_that_does_not_fit_is_one_line(
     pipeline_folder: Path, sdxl_folder: Path, tmp_path: Path
 ) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    message = refused(pipeline_folder, lora=str(empty))
-    assert message.startswith(f"backbone.lora is {str(empty)!r} and cannot be loaded (")
     save_lora(tmp_path, DiffusionPipeline.from_pretrained(sdxl_folder).unet, "another_network")
     assert "backbone.lora is " in refused(pipeline_folder, lora=str(tmp_path))
 
 
+def test_which_file_is_the_lora_has_to_be_clear(pipeline_folder: Path, tmp_path: Path) -> None:
+    assert "has 0 safetensors files; accepted: a folder with one" in refused(
+        pipeline_folder, lora=str(tmp_path)
+    )
+    for name in ("one", "two"):
+        save_file({"weight": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    assert "has 2 safetensors files" in refused(pipeline_folder, lora=str(tmp_path))
+    message = refused(pipeline_folder, lora=str(tmp_path / "nowhere"))
+    assert message.startswith(f"backbone.lora is {str(tmp_path / 'nowhere')!r} and cannot be loaded (")
+
+
 @pytest.mark.skipif(is_peft_available(), reason="peft is there")
 def test_a_lora_without_peft_says_what_to_install(pipeline_folder: Path, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "any.safetensors")
     message = refused(pipeline_folder, lora=str(tmp_path))
     assert message.endswith("which needs the package peft: pip install peft")

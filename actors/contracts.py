@@ -52,7 +52,7 @@ class Conditioning:
     text_BLD: conditional token embeddings; null_BLD: those of the empty prompt, or None where the network
     is asked once, without classifier-free guidance; pooled_BD: one vector a prompt; token_mask_BL: True at
     tokens that belong to the prompt's words (not at begin, end or padding); extras: what a backbone needs
-    besides (SDXL's time ids), each with B rows.
+    besides (SDXL's time ids and the empty prompt's pooled vector), each with B rows.
     """
 
     text_BLD: torch.Tensor
@@ -66,7 +66,7 @@ class Conditioning:
 class Denoised:
     """One denoiser call: the guided prediction, pooled mid-block features, attention if asked for.
 
-    attention_BLHW holds the mean cross-attention over heads and layers, one map a token;
+    attention_BLHW holds the mean attention of the image to the text over heads and layers, one map a token;
     null_prediction_BCHW what is predicted for the empty prompt, where the network was asked for that too.
     """
 
@@ -87,6 +87,8 @@ class Backbone(Protocol):
     text_dim: int
     classifier_free: bool
     """Whether the empty prompt guides it. Else it takes the guidance scale as an input, or ignores it."""
+    flow_shift: float
+    """The timestep shift of its own scheduler at its resolution; 1 for models that are no flow."""
     device: torch.device
     identity: str
     """What the registry stores so that a policy is never run on another backbone unknowingly."""

@@ -53,7 +53,7 @@ class Engine:
             config.solver,
             backbone.alphas_cumprod.double().cpu().numpy(),
             spacing=config.timestep_spacing,
-            flow_shift=config.flow_shift,
+            flow_shift=backbone.flow_shift if config.flow_shift is None else config.flow_shift,
         )
         self._refines = any(isinstance(action, Refine) for action in self.actions)
         self._renoises_unguided = config.guidance_rule == "cfg++"

@@ -70,8 +70,8 @@ class EngineConfig:
     max_decisions: int = 64
     timestep_spacing: Spacing | None = None
     """None: the spacing that the solver is published with."""
-    flow_shift: float = 1.0
-    """Timestep shift of flow-matching schedules."""
+    flow_shift: float | None = None
+    """Timestep shift of flow-matching schedules; None: the one that the backbone's scheduler is set to."""
 
     def __post_init__(self) -> None:
         solvers, rules = get_args(SolverName), get_args(GuidanceRule)
@@ -93,8 +93,9 @@ class EngineConfig:
         for option in ("refine_noise", "refine_threshold"):
             value = getattr(self, option)
             _accept(option, value, 0.0 < value <= 1.0, "a number above 0 and up to 1")
-        positive_shift = math.isfinite(self.flow_shift) and self.flow_shift > 0.0
-        _accept("flow_shift", self.flow_shift, positive_shift, "a number above 0")
+        shift = self.flow_shift
+        positive_shift = shift is None or (math.isfinite(shift) and shift > 0.0)
+        _accept("flow_shift", shift, positive_shift, "a number above 0, or null")
 
 
 def guidance_scales(actions: Sequence[str]) -> tuple[float, ...]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.backbones.config import BackboneConfig
 from actors.contracts import Backbone, Images, QualityScorer
 from actors.errors import UserError
 from evaluation.config import EvaluationConfig
@@ -58,20 +59,18 @@ class Bench:
 class BenchRecipe:
     """How to open a bench: names and folders only."""
 
-    backbone: str
-    dtype: str
-    device: str
+    backbone: BackboneConfig
     scorers: str
     strict: bool
 
     def __call__(self) -> Bench:
         """Load everything; UserError for what cannot be loaded."""
-        from actors.backbones import load_backbone  # diffusers, open_clip and transformers take seconds
+        from actors.backbones.loading import load_backbone  # diffusers, open_clip, transformers: seconds
         from rewards_service.world import load_scorers
 
-        backbone = load_backbone(self.backbone, dtype=self.dtype, device=self.device)
+        backbone = load_backbone(self.backbone)
         try:
-            client = LocalClient(load_scorers(self.scorers, self.device))
+            client = LocalClient(load_scorers(self.scorers, self.backbone.device))
         except ValueError as error:
             raise UserError(f"evaluation.scorers={self.scorers}: {error}") from error
 
@@ -87,7 +86,7 @@ class BenchRecipe:
         )
 
 
-def bench_recipe(backbone: str, config: EvaluationConfig) -> BenchRecipe:
+def bench_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> BenchRecipe:
     """The bench of a policy's backbone: judged by the verifier where the prompts are the embedded world's."""
     scorers = config.scorers
     if scorers is None:
@@ -95,9 +94,7 @@ def bench_recipe(backbone: str, config: EvaluationConfig) -> BenchRecipe:
 
         scorers = str(weights.PATH)
     return BenchRecipe(
-        backbone=backbone,
-        dtype=config.dtype,
-        device=config.device,
+        backbone=replace(backbone, dtype=config.dtype, device=config.device),
         scorers=scorers,
         strict=config.prompts == "shapes",
     )

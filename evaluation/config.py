@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actors.backbones.config import Dtype
 from actors.errors import UserError
 from evaluation.baselines import DEFAULT_BASELINES, parse_baseline
 
@@ -38,7 +39,7 @@ class EvaluationConfig:
     greedy: bool = True
     """True: the policy's most likely action; False: an action drawn from its distribution."""
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     """Of the backbone's weights."""
     scorers: str | None = None
     """Folder of the reward models; None: those of the embedded world."""

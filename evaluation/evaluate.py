@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from actors.backbones.config import BackboneConfig
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
 from actors.prompts import EVALUATION_OPTIONS, load_prompts
@@ -43,7 +44,7 @@ def evaluate(
     progress: Progress | None = None,
     *,
     model_version: str | None = None,
-    recipe: Callable[[str, EvaluationConfig], Callable[[], Bench]] = bench_recipe,
+    recipe: Callable[[BackboneConfig, EvaluationConfig], Callable[[], Bench]] = bench_recipe,
 ) -> dict[str, Any]:
     """Compare the policy in policy_dir with the baselines; writes into run_dir and returns the summary.
 
@@ -53,7 +54,7 @@ def evaluate(
     start = time.perf_counter()
     policy = read_policy(policy_dir, greedy=config.greedy, seed=config.seed)
     requests = evaluation_requests(config)
-    open_bench = recipe(policy.backbone_name, config)
+    open_bench = recipe(policy.backbone, config)
     bench = open_bench()
     policy.open(bench)  # whatever does not fit together is said before the first image
     baselines = baseline_methods(policy, config)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from actors.backbones.config import BackboneConfig
 from actors.contracts import Decider, QualityScorer
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
@@ -78,7 +79,8 @@ class PolicyMethod:
     engine: EngineConfig
     observation: ObservationConfig
     sizes: ObservationSizes
-    backbone_name: str
+    backbone: BackboneConfig
+    """As it was trained with; where and in which type it runs is the evaluation's to say."""
     backbone_identity: str
     model_version: str | None
     greedy: bool
@@ -115,7 +117,7 @@ def read_policy(folder: Path, *, greedy: bool, seed: int) -> PolicyMethod:
             engine=EngineConfig(**_options(EngineConfig, metadata["engine"])),
             observation=ObservationConfig(**_options(ObservationConfig, metadata["observation"])),
             sizes=ObservationSizes(**_options(ObservationSizes, metadata["sizes"])),
-            backbone_name=metadata["backbone_name"],
+            backbone=_backbone(metadata),
             backbone_identity=metadata["backbone"],
             model_version=metadata.get("model_version"),
             greedy=greedy,
@@ -123,6 +125,13 @@ def read_policy(folder: Path, *, greedy: bool, seed: int) -> PolicyMethod:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"policy={folder}: its metadata does not say how it was trained ({error})") from error
+
+
+def _backbone(metadata: dict[str, Any]) -> BackboneConfig:
+    """The stored backbone options; policies of earlier versions know its name only."""
+    if "backbone_config" in metadata:
+        return BackboneConfig.from_metadata(metadata["backbone_config"])
+    return BackboneConfig(name=metadata["backbone_name"])
 
 
 def _options(kind: type, stored: dict[str, Any]) -> dict[str, Any]:

@@ -10,27 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from actors.backbones.config import BackboneConfig
 from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.observations import ObservationConfig
 from rewards_service.arithmetic import RewardConfig
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """The frozen text-to-image model.
-
-    name: "shapes" (the embedded world), a hub id or a folder in diffusers' format; dtype: weights'
-    type; device: torch device of the env runners that hold it; scorers: folder of the reward models,
-    None for those that come with the embedded world.
-    """
-
-    name: str = "shapes"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "cpu"
-    scorers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +202,11 @@ class RunConfig:
         if resources.groups > resources.slots:
             raise UserError(
                 f"resources.groups={resources.groups}: give at most resources.slots={resources.slots}"
+            )
+        if self.backbone.cache is not None and resources.slots > 1:
+            raise UserError(
+                f"resources.slots={resources.slots}: give 1 with backbone.cache={self.backbone.cache}, which "
+                "serves one episode at a time"
             )
         if not self.registry.alias:
             raise UserError("registry.alias='': give a name such as candidate")

@@ -269,7 +269,7 @@ class Run:
         config = self.config.as_dict()
         return {
             "backbone": self.described.identity,
-            "backbone_name": self.config.backbone.name,
+            "backbone_config": config["backbone"],
             "engine": config["engine"],
             "observation": config["observation"],
             "sizes": asdict(self.described.observer.sizes),

@@ -21,11 +21,12 @@ import numpy as np
 import ray
 import torch
 
+from actors.backbones.config import BackboneConfig
 from actors.contracts import Backbone
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
 from actors.observations import ObservationConfig, ObservationSizes, Observer
-from learner.config import BackboneConfig, ResourcesConfig, RunConfig
+from learner.config import ResourcesConfig, RunConfig
 from rewards_service import actor as reward_actor
 from rewards_service.client import ActorClient
 from rewards_service.contracts import RewardClient
@@ -145,6 +146,6 @@ def _describe(
 
 
 def _make_backbone(config: BackboneConfig) -> Backbone:
-    from actors.backbones import load_backbone
+    from actors.backbones.loading import load_backbone
 
-    return load_backbone(config.name, dtype=config.dtype, device=config.device)
+    return load_backbone(config)

@@ -101,9 +101,9 @@ def install_attention(unet: UNet2DConditionModel, latent_size: tuple[int, int]) 
         unet.set_attn_processor(plain)
         return None
     finest_first = sorted(set(factors.values()))
-    fitting = [factor for factor in finest_first if max(latent_size) // factor <= MAX_SIDE]
+    fitting = [factor for factor in finest_first if _coarser(max(latent_size), factor) <= MAX_SIDE]
     chosen = fitting[0] if fitting else finest_first[-1]
-    recorder = AttentionRecorder((latent_size[0] // chosen, latent_size[1] // chosen))
+    recorder = AttentionRecorder((_coarser(latent_size[0], chosen), _coarser(latent_size[1], chosen)))
     recording = RecordingProcessor(recorder, plain)
     unet.set_attn_processor(
         {name: recording if factors.get(name) == chosen else plain for name in unet.attn_processors}
@@ -119,3 +119,8 @@ def _downsampling(name: str, unet: UNet2DConditionModel) -> int:
         return int(2**last)
     index = int(rest.partition(".")[0])
     return int(2 ** (index if block == "down_blocks" else last - index))
+
+
+def _coarser(side: int, factor: int) -> int:
+    """Positions that strided convolutions leave of a side: each halving rounds up."""
+    return -(-side // factor)

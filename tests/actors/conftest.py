@@ -1,89 +1,30 @@
-"""A Stable Diffusion folder with small random weights, made once a session."""
+"""Folders with small random weights, made once a session; diffusers' pipelines and our backbones on them."""
 
 from __future__ import annotations
 
-import json
-import string
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderTiny,
-    DDIMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from actors.backbones import StableDiffusionBackbone, load_backbone
+from actors.backbones.config import BackboneConfig
+from actors.backbones.flux import FluxBackbone
+from actors.backbones.loading import load_backbone
+from actors.backbones.stable_diffusion import StableDiffusionBackbone
+from actors.backbones.stable_diffusion_xl import StableDiffusionXLBackbone
+from tests.actors.folders import save_flux, save_stable_diffusion, save_stable_diffusion_xl
 
 torch.set_num_threads(1)
 
-TEXT_DIM = 32
-TOKENS = 20
-
-
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """Every letter is a token."""
-    tokens = [*string.ascii_lowercase, *(letter + "</w>" for letter in string.ascii_lowercase)]
-    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+FLUX_HEIGHT, FLUX_WIDTH = 16, 24
+"""Two pixels a latent: 4 x 6 tokens of an image."""
 
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("random_sd")
-    tokenizer = _tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_DIM,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=TEXT_DIM,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderTiny(
-            encoder_block_out_channels=(8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8),
-            num_encoder_blocks=(1, 1, 1),
-            num_decoder_blocks=(1, 1, 1),
-            scaling_factor=1.3,
-        ),
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=True,
-            steps_offset=1,
-            prediction_type="v_prediction",
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    save_stable_diffusion(folder)
     return folder
 
 
@@ -97,4 +38,69 @@ def pipeline(pipeline_folder: Path) -> StableDiffusionPipeline:
 
 @pytest.fixture(scope="session")
 def backbone(pipeline_folder: Path) -> StableDiffusionBackbone:
-    return load_backbone(str(pipeline_folder))
+    loaded = load_backbone(BackboneConfig(str(pipeline_folder)))
+    assert isinstance(loaded, StableDiffusionBackbone)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("random_sdxl")
+    save_stable_diffusion_xl(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_pipeline(sdxl_folder: Path) -> StableDiffusionXLPipeline:
+    loaded = StableDiffusionXLPipeline.from_pretrained(sdxl_folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def sdxl(sdxl_folder: Path) -> StableDiffusionXLBackbone:
+    loaded = load_backbone(BackboneConfig(str(sdxl_folder)))
+    assert isinstance(loaded, StableDiffusionXLBackbone)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def flux_dev_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("random_flux_dev")
+    save_flux(folder, dev=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flux_schnell_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("random_flux_schnell")
+    save_flux(folder, dev=False)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["dev", "schnell"])
+def flux_folder(request: pytest.FixtureRequest) -> Path:
+    """Either of them: a test that takes it is run with both."""
+    folder: Path = request.getfixturevalue(f"flux_{request.param}_folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flux_pipeline(flux_folder: Path) -> FluxPipeline:
+    loaded = FluxPipeline.from_pretrained(flux_folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def flux(flux_folder: Path) -> FluxBackbone:
+    loaded = load_backbone(BackboneConfig(str(flux_folder), height=FLUX_HEIGHT, width=FLUX_WIDTH))
+    assert isinstance(loaded, FluxBackbone)
+    return loaded
+
+
+@pytest.fixture(params=["pipeline_folder", "sdxl_folder", "flux_dev_folder"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """One of each architecture: a test that takes it is run with all."""
+    found: Path = request.getfixturevalue(request.param)
+    return found

@@ -33,6 +33,7 @@ class OracleBackbone:
     feature_dim = 6
     text_dim = 5
     classifier_free = True
+    flow_shift = 1.0
     device = torch.device("cpu")
     identity = "oracle"
 

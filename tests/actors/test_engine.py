@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
 
-from actors.backbones import StableDiffusionBackbone
+from actors.backbones.stable_diffusion import StableDiffusionBackbone
 from actors.contracts import Conditioning, Denoised, EpisodeRequest
 from actors.engine import Engine, EngineConfig, Episode
 from actors.errors import UserError

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.backbones.config import BackboneConfig
 from actors.contracts import Conditioning, Denoised, Images, PredictionType
 from actors.engine import EngineConfig
 from actors.observations import ObservationConfig, ObservationSizes, Observer
@@ -43,6 +44,7 @@ class FakeBackbone:
     feature_dim: int = 3
     text_dim: int = 4
     classifier_free: bool = True
+    flow_shift: float = 1.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     identity: str = "fake-1"
     rows_denoised: int = 0
@@ -115,7 +117,7 @@ def saved_policy(folder: Path, seed: int = 0, **metadata: object) -> Path:
             parameter.mul_(100)
     stored = {
         "backbone": FakeBackbone.identity,
-        "backbone_name": "fake",
+        "backbone_config": asdict(BackboneConfig(name="fake")),
         "engine": {**ENGINE.__dict__, "actions": list(ENGINE.actions)},
         "observation": observation.__dict__,
         "sizes": sizes.__dict__,

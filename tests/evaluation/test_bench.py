@@ -1,6 +1,7 @@
 """The bench: who judges, what identifies it, and what is said when it cannot be opened."""
 
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.backbones.config import BackboneConfig
 from actors.contracts import Images
 from actors.errors import UserError
+from actors.policy import load_policy, save_policy
 from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, folder_digest, strict_scores
 from evaluation.config import EvaluationConfig
+from evaluation.methods import read_policy
 from rewards_service.contracts import Scores
 from shapes.captions import distinct_captions
 from shapes.render import render_scene
-from tests.evaluation.fakes import FakeBackbone
+from tests.evaluation.fakes import FakeBackbone, saved_policy
 
 
 class OneScore:
@@ -35,8 +39,8 @@ def _fake_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ValueError("no 'clip' in it")
         return [OneScore()]
 
-    backbones = SimpleNamespace(load_backbone=lambda name, **options: FakeBackbone(identity=name))
-    monkeypatch.setitem(sys.modules, "actors.backbones", backbones)  # type: ignore[arg-type]
+    backbones = SimpleNamespace(load_backbone=lambda config: FakeBackbone(identity=config.name))
+    monkeypatch.setitem(sys.modules, "actors.backbones.loading", backbones)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "rewards_service.world", SimpleNamespace(load_scorers=load_scorers))  # type: ignore[arg-type]
 
 
@@ -50,10 +54,10 @@ def scenes(count: int) -> tuple[Images, list[str]]:
 def test_the_verifier_judges_the_embedded_world_and_image_reward_everything_else(tmp_path: Path) -> None:
     images, captions = scenes(1)
     options = {"scorers": str(tmp_path)}
-    world = bench_recipe("any", EvaluationConfig(prompts="shapes", **options))()  # type: ignore[arg-type]
+    world = bench_recipe(BackboneConfig("any"), EvaluationConfig(prompts="shapes", **options))()  # type: ignore[arg-type]
     assert world.metric == STRICT
     assert world.judge(images, captions).mean() > 0.9
-    elsewhere = bench_recipe("any", EvaluationConfig(prompts="mine.txt", **options))()  # type: ignore[arg-type]
+    elsewhere = bench_recipe(BackboneConfig("any"), EvaluationConfig(prompts="mine.txt", **options))()  # type: ignore[arg-type]
     assert elsewhere.metric == IMAGE_REWARD
     assert elsewhere.judge(images, ["not of the grammar"] * len(images)).tolist() == [0.25] * len(images)
 
@@ -75,7 +79,7 @@ def test_identity_changes_with_backbone_scorers_and_metric(tmp_path: Path) -> No
 
     def identity(backbone: str, prompts: str, scorers: str) -> str:
         config = EvaluationConfig(prompts=prompts, scorers=str(tmp_path / scorers))
-        return bench_recipe(backbone, config)().identity
+        return bench_recipe(BackboneConfig(backbone), config)().identity
 
     base = identity("a", "shapes", "one")
     assert base == identity("a", "shapes", "one")
@@ -86,7 +90,7 @@ def test_identity_changes_with_backbone_scorers_and_metric(tmp_path: Path) -> No
 @pytest.mark.usefixtures("_fake_loaders")
 def test_scorers_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation\.scorers=.*nowhere"):
-        bench_recipe("any", EvaluationConfig(scorers=str(tmp_path / "nowhere")))()
+        bench_recipe(BackboneConfig("any"), EvaluationConfig(scorers=str(tmp_path / "nowhere")))()
 
 
 def test_a_digest_sees_names_and_contents(tmp_path: Path) -> None:
@@ -97,3 +101,24 @@ def test_a_digest_sees_names_and_contents(tmp_path: Path) -> None:
     second = folder_digest(tmp_path)
     (tmp_path / "deep" / "b").write_bytes(b"y")
     assert len({first, second, folder_digest(tmp_path)}) == 3
+
+
+@pytest.mark.usefixtures("_fake_loaders")
+def test_a_policy_brings_its_backbone_and_the_evaluation_says_where_it_runs(tmp_path: Path) -> None:
+    trained = BackboneConfig(
+        "any", dtype="float16", device="cuda:3", width=768, lora="style", cache="taylorseer"
+    )
+    folder = saved_policy(tmp_path / "policy", backbone_config=asdict(trained))
+    policy = read_policy(folder, greedy=True, seed=0)
+    recipe = bench_recipe(policy.backbone, EvaluationConfig(device="cpu", dtype="bfloat16"))
+    assert recipe.backbone == replace(trained, dtype="bfloat16", device="cpu")
+
+
+def test_a_policy_that_knows_its_backbones_name_only_still_loads(tmp_path: Path) -> None:
+    network, stored = load_policy(saved_policy(tmp_path / "new"))
+    del stored["backbone_config"]
+    save_policy(tmp_path / "old", network, {**stored, "backbone_name": "shapes"})
+    assert read_policy(tmp_path / "old", greedy=True, seed=0).backbone == BackboneConfig("shapes")
+    save_policy(tmp_path / "odd", network, {**stored, "backbone_config": {"nmae": "shapes"}})
+    with pytest.raises(UserError, match=r"how it was trained \(unknown option backbone.nmae"):
+        read_policy(tmp_path / "odd", greedy=True, seed=0)

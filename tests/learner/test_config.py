@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from learner.config import PPOSettings, PromptConfig, ResourcesConfig, RunConfig
 
@@ -26,6 +27,7 @@ from learner.config import PPOSettings, PromptConfig, ResourcesConfig, RunConfig
         ({"prompts": PromptConfig(limit=0)}, "prompts.limit=0"),
         ({"resources": ResourcesConfig(groups=9, slots=8)}, "resources.groups=9"),
         ({"resources": ResourcesConfig(num_env_runners=-1)}, "resources.num_env_runners=-1"),
+        ({"backbone": BackboneConfig(cache="taylorseer")}, "resources.slots=32"),
     ],
 )
 def test_an_impossible_value_is_named(changes: dict[str, object], named: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from actors import trajectory_store
+from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from actors.policy import load_policy
 from learner import checkpoints, session
@@ -117,6 +118,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     result = train(toy_config(tmp_path), world=toy_world)
     network, metadata = load_policy(result.policy_dir)
     assert metadata["backbone"] == "toy"
+    assert BackboneConfig.from_metadata(metadata["backbone_config"]) == toy_config(tmp_path).backbone
     assert metadata["iteration"] == 2
     assert metadata["actions"] == ["continue", "stop", "look", "restart"]
     assert network.obs_std.min() > 0

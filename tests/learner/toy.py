@@ -40,6 +40,7 @@ class ToyBackbone:
     feature_dim = 2
     text_dim = 3
     classifier_free = True
+    flow_shift = 1.0
     device = torch.device("cpu")
     identity = "toy"
 

@@ -99,13 +99,16 @@ def test_a_flow_model_brings_its_solver_unless_the_user_chooses_one() -> None:
         ("solver.num_steps=20", "unknown option 'solver.num_steps'; did you mean 'engine.num_steps'?"),
         (
             "solver=ddmi",
-            "solver='ddmi': give one of ddim, dpmpp, dpmpp_7, flow_euler, lcm; did you mean 'ddim'?",
+            "solver='ddmi': give one of ddim, ddim_4, dpmpp, dpmpp_7, flow_euler, flow_euler_28, lcm; "
+            "did you mean 'ddim'?",
         ),
         ("ppo.lr=fast", "ppo.lr='fast': give a number"),
         ("ppo.lr=-1", "ppo.lr=-1"),
         ("reward.alpha.clip=much", "reward.alpha.clip='much': give a number"),
         ("reward.gamma_d=2", "reward.gamma_d"),
         ("evaluation.seeds=0", "evaluation.seeds=0"),
+        ("backbone.cache=first", "backbone.cache='first': give one of first_block, taylorseer or null"),
+        ("backbone.height=0", "backbone.height is 0; accepted: a number of pixels, or null"),
         ("ppo.lr=1,2", "'ppo.lr=1,2': give one value for one option, as OPTION=VALUE"),
         ("+ppo.lr=1", "'+ppo.lr=1': give one value for one option, as OPTION=VALUE"),
         ("~ppo.lr", "'~ppo.lr': give one value for one option, as OPTION=VALUE"),

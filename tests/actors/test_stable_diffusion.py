@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.nn import functional
 
-from actors.backbones import StableDiffusionBackbone, load_backbone
 from actors.backbones.attention import install_attention
-from actors.errors import UserError
+from actors.backbones.config import BackboneConfig
+from actors.backbones.loading import load_backbone
+from actors.backbones.stable_diffusion import StableDiffusionBackbone
+from tests.actors.probabilities import ProbabilitiesOf
 
 PROMPTS = ["a red fox", "owl"]
 TIMESTEPS = torch.tensor([901.0, 120.0])
@@ -24,28 +26,6 @@ GUIDANCE = torch.tensor([1.0, 6.0])
 @pytest.fixture
 def latents(backbone: StableDiffusionBackbone) -> torch.Tensor:
     return torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
-
-
-class ProbabilitiesOf(AttnProcessor):
-    """diffusers' plain processor, keeping every cross-attention's probabilities."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[torch.Tensor] = []
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        if encoder_hidden_states is not None:
-            query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-            key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
-            probabilities = (query @ key.transpose(1, 2) * attn.scale).softmax(-1)
-            self.kept.append(probabilities.unflatten(0, (-1, attn.heads)))
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
 
 
 def test_prompts_are_encoded_as_diffusers_does(
@@ -61,21 +41,41 @@ def test_prompts_are_encoded_as_diffusers_does(
     assert not conditioning.token_mask_BL[:, 0].any()
 
 
-def test_a_prompt_is_encoded_once(pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = load_backbone(str(pipeline_folder))
-    encoded: list[str] = []
-    encode = fresh._encode
+def test_a_guidance_distilled_network_takes_the_scale_as_an_input(
+    pipeline_folder: Path, tmp_path: Path
+) -> None:
+    """A Latent Consistency Model: asked once a row, against diffusers' own embedding of the scale."""
+    components = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None).components
+    torch.manual_seed(5)
+    components["unet"] = unet = UNet2DConditionModel.from_config(
+        components["unet"].config, time_cond_proj_dim=8
+    )
+    StableDiffusionPipeline(**components, requires_safety_checker=False).save_pretrained(tmp_path)
+    distilled = load_backbone(BackboneConfig(str(tmp_path)))
+    assert not distilled.classifier_free
+    conditioning = distilled.encode_prompts(PROMPTS)
+    assert conditioning.null_BLD is None
+    latents = torch.randn(2, *distilled.latent_shape)
+    denoised = distilled.denoise(latents, TIMESTEPS, conditioning, GUIDANCE)
+    embed = StableDiffusionPipeline.get_guidance_scale_embedding
+    with torch.inference_mode():
+        for row in range(2):
+            expected = unet.eval()(
+                latents[row : row + 1],
+                TIMESTEPS[row],
+                encoder_hidden_states=conditioning.text_BLD[row : row + 1],
+                timestep_cond=embed(None, GUIDANCE[row : row + 1] - 1, embedding_dim=8),
+            ).sample[0]
+            torch.testing.assert_close(denoised.prediction_BCHW[row], expected, atol=1e-5, rtol=1e-4)
 
-    def counted(prompts: list[str]) -> object:
-        encoded.extend(prompts)
-        return encode(prompts)
 
-    monkeypatch.setattr(fresh, "_encode", counted)
-    first = fresh.encode_prompts(["owl", "fox", "owl"])
-    again = fresh.encode_prompts(["fox"])
-    assert encoded == ["owl", "fox", ""]
-    assert torch.equal(first.text_BLD[1], again.text_BLD[0])
-    assert torch.equal(first.text_BLD[0], first.text_BLD[2])
+def test_without_null_rows_the_network_is_asked_once_and_the_scale_does_not_count(
+    backbone: StableDiffusionBackbone, latents: torch.Tensor
+) -> None:
+    conditioning = replace(backbone.encode_prompts(PROMPTS), null_BLD=None)
+    alone = backbone.denoise(latents, TIMESTEPS, conditioning, GUIDANCE).prediction_BCHW
+    at_one = backbone.denoise(latents, TIMESTEPS, backbone.encode_prompts(PROMPTS), torch.ones(2))
+    torch.testing.assert_close(alone, at_one.prediction_BCHW, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("attention", [False, True])
@@ -114,7 +114,7 @@ def test_guidance_features_and_attention(
     assert (denoised.attention_BLHW is None) is not attention
 
 
-@pytest.mark.parametrize(("sample_size", "side"), [(8, 8), (32, 16)])
+@pytest.mark.parametrize(("sample_size", "side"), [(8, 8), (32, 16), (10, 10)])
 def test_attention_is_recorded_at_one_resolution(sample_size: int, side: int) -> None:
     """Of the layers at 1, 1/2 and 1/4 of the latents' size: the finest of at most 16 x 16."""
     unet = UNet2DConditionModel(
@@ -168,35 +168,5 @@ def test_autoencoder_kl_decodes_too(pipeline_folder: Path, tmp_path: Path) -> No
     with torch.inference_mode():
         decoded = vae.eval().decode(latents / vae.config.scaling_factor).sample
     expected = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    images = load_backbone(str(tmp_path)).decode(latents)
+    images = load_backbone(BackboneConfig(str(tmp_path))).decode(latents)
     np.testing.assert_allclose(images / 255.0, expected, atol=0.5 / 255 + 1e-6)
-
-
-def test_identity_follows_the_weights(pipeline_folder: Path, tmp_path: Path) -> None:
-    same = load_backbone(str(copytree(pipeline_folder, tmp_path / "a" / pipeline_folder.name)))
-    other_folder = copytree(pipeline_folder, tmp_path / "b" / pipeline_folder.name)
-    weights = other_folder / "unet" / "diffusion_pytorch_model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1000] ^= 1
-    weights.write_bytes(bytes(content))
-    identity = load_backbone(str(pipeline_folder)).identity
-    assert same.identity == identity
-    assert load_backbone(str(other_folder)).identity != identity
-
-
-def test_what_cannot_be_loaded_is_one_line(pipeline_folder: Path, tmp_path: Path) -> None:
-    damaged = copytree(pipeline_folder, tmp_path / "damaged")
-    (damaged / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
-    lacking = copytree(pipeline_folder, tmp_path / "lacking")
-    config = lacking / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    for source in (damaged, empty, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=r"backbone is .* cannot be loaded .*; accepted: shapes") as error:
-            load_backbone(str(source))
-        assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"text encoder lacks text_model.encoder.layers.2"):
-        load_backbone(str(lacking))
-    with pytest.raises(UserError, match=r"backbone.dtype is 'int8'; accepted: float32, bfloat16, float16"):
-        load_backbone(str(pipeline_folder), dtype="int8")

@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
 )
@@ -250,6 +251,31 @@ def test_ddim_with_noise_equals_diffusers(prediction_type: PredictionType, eta: 
         for row, moved in enumerate(moving):
             moved.latents, moved.index = stepped[row], moved.index + 1
         assert_same(trajectory.latents, expected)
+
+
+def test_ddim_with_all_of_ddpms_noise_is_ancestral_euler() -> None:
+    """What SDXL-Turbo is published with; its latents are ours over alpha."""
+    theirs = EulerAncestralDiscreteScheduler(**SD, timestep_spacing="trailing")
+    theirs.set_timesteps(4)
+    points = make_schedule(4, "ddim", alphas(), spacing="trailing").points
+    assert theirs.timesteps.tolist() == [point.timestep for point in points]
+    latents, scaled = noise(1), noise(1) / points[0].alpha
+    for step, (timestep, source, target) in enumerate(
+        zip(theirs.timesteps, points, points[1:], strict=False)
+    ):
+        prediction = network(theirs.scale_model_input(scaled, timestep), float(timestep))
+        own_noise, generator = torch.Generator().manual_seed(step), torch.Generator().manual_seed(step)
+        scaled = theirs.step(prediction[None], timestep, scaled[None], generator=generator).prev_sample[0]
+        clean = clean_prediction(network(latents, source.timestep)[None], latents[None], [source], "epsilon")
+        latents = solver_step(
+            latents[None],
+            clean,
+            [source],
+            [target],
+            noise_BCHW=torch.randn((1, *SHAPE), generator=own_noise),
+            noise_scales=[ddim_noise(source, target, 1.0)],
+        )[0]
+        torch.testing.assert_close(latents, scaled * target.alpha, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)

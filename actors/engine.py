@@ -22,6 +22,7 @@ from actors.contracts import Backbone, Conditioning, DecisionRecord, EpisodeRequ
 from actors.episode import EngineConfig, Episode
 from actors.errors import UserError
 from actors.observations import quality_vector
+from actors.regions import make_region
 from actors.schedule import NoiseLevel, make_schedule
 from actors.solvers import clean_prediction, solver_step
 
@@ -52,7 +53,9 @@ class Engine:
             spacing=config.timestep_spacing,
             flow_shift=config.flow_shift,
         )
-        self._refines = any(isinstance(action, Refine) for action in self.actions)
+        refines = any(isinstance(action, Refine) for action in self.actions)
+        self.region = make_region(config, backbone) if refines else None
+        self._records_attention = self.region is not None and self.region.needs_attention
 
     @torch.inference_mode()
     def begin(self, requests: Sequence[EpisodeRequest]) -> list[Episode]:
@@ -79,6 +82,7 @@ class Engine:
                 clean_CHW=torch.zeros_like(latents_CHW),
                 features_F=torch.zeros(self.backbone.feature_dim),
                 level=self.schedule.points[0],
+                region=self.region,
             )
             episodes.append(episode)
         return episodes
@@ -98,7 +102,7 @@ class Engine:
             torch.tensor([level.timestep for level in levels], device=device),
             stack_conditioning([episode.conditioning for episode in batch]),
             torch.tensor([episode.guidance_scale for episode in batch], device=device),
-            attention=self._refines and any(self._may_refine(episode) for episode in batch),
+            attention=self._records_attention and any(self._may_refine(episode) for episode in batch),
         )
         clean_BCHW = clean_prediction(
             denoised.prediction_BCHW, latents_BCHW, levels, self.backbone.prediction_type
@@ -200,7 +204,7 @@ class Engine:
             previous=previous,
         )
         for row, episode in enumerate(moving):
-            episode.history = (episode.clean_CHW, episode.level) if multistep else None
+            episode.history = (episode.clean_CHW, episode.level)
             episode.latents_CHW, episode.level = latents_BCHW[row], targets[row]
             episode.step_index, episode.target_index = episode.target_index or 0, None
 

@@ -24,6 +24,8 @@ from actors.contracts import (
     Images,
 )
 from actors.errors import UserError
+from actors.region_head import ACCEPTED as HEAD_ACCEPTED
+from actors.regions import Region, RegionName
 from actors.schedule import NoiseLevel, Schedule, SolverName, Spacing
 
 if TYPE_CHECKING:
@@ -57,7 +59,16 @@ class EngineConfig:
     refine_noise: float = 0.5
     """Refinement starts from this share of the present timestep."""
     refine_threshold: float = 0.5
-    """Attention below this share of its maximum counts as under-generated."""
+    """Attention below this share of its maximum counts as under-generated; change counts as unsettled
+    above one minus this share of its maximum. More is denoised again the higher it is."""
+    refine_region: RegionName = "attention"
+    """What tells where to denoise again; grid and random are controls that know nothing."""
+    refine_grid: int = 4
+    """Cells a side, for grid and random."""
+    refine_share: float = 0.25
+    """Share of those cells that one refinement denoises again."""
+    refine_head: str | None = None
+    """File of the network that learned asks; `python -m actors.region_training` makes it."""
     look_price: float = 0.3
     """Measured cost of decoding and scoring one preview."""
     max_decisions: int = 64
@@ -70,16 +81,27 @@ class EngineConfig:
         _accept("solver", self.solver, self.solver in get_args(SolverName), "ddim, dpmpp or flow_euler")
         spacings = (None, *get_args(Spacing))
         _accept("timestep_spacing", self.timestep_spacing, self.timestep_spacing in spacings, f"{spacings}")
-        for option in ("num_steps", "max_nfe", "max_attempts", "refine_steps", "max_decisions"):
+        for option in (
+            "num_steps",
+            "max_nfe",
+            "max_attempts",
+            "refine_steps",
+            "refine_grid",
+            "max_decisions",
+        ):
             _accept(option, getattr(self, option), getattr(self, option) >= 1, "a whole number from 1")
         _accept("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "a whole number from 0")
         _accept("stop_from", self.stop_from, 0.0 <= self.stop_from <= 1.0, "a number from 0 to 1")
         for option in ("guidance_scale", "look_price"):
             value = getattr(self, option)
             _accept(option, value, math.isfinite(value) and value >= 0.0, "a number from 0")
-        for option in ("refine_noise", "refine_threshold"):
+        for option in ("refine_noise", "refine_threshold", "refine_share"):
             value = getattr(self, option)
             _accept(option, value, 0.0 < value <= 1.0, "a number above 0 and up to 1")
+        regions = get_args(RegionName)
+        _accept("refine_region", self.refine_region, self.refine_region in regions, ", ".join(regions))
+        headless = self.refine_region == "learned" and self.refine_head is None
+        _accept("refine_head", None, not headless, f"with engine.refine_region=learned {HEAD_ACCEPTED}")
         positive_shift = math.isfinite(self.flow_shift) and self.flow_shift > 0.0
         _accept("flow_shift", self.flow_shift, positive_shift, "a number above 0")
 
@@ -118,10 +140,15 @@ class Episode:
     target_index: int | None = None
     """The schedule point that the next denoiser call goes to; None: it is made where the latents stand."""
     history: tuple[torch.Tensor, NoiseLevel] | None = None
-    """The multistep solver's last clean prediction and its level; gone after restart and refine."""
+    """The clean prediction before this one and its level, at the last schedule point; gone after restart and
+    refine. Multistep solvers extrapolate from it, and some regions compare with it."""
     attention_HW: torch.Tensor | None = None
     """Per position the highest attention that any word of the prompt gets; None if it was not recorded."""
+    region: Region | None = None
+    """Where a refinement denoises again; None where there is none to choose."""
     refinement: Refinement | None = None
+    refinements: int = 0
+    """How many were begun, all attempts together."""
     nfe: int = 0
     network_evals: int = 0
     looks: int = 0

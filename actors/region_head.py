@@ -33,9 +33,8 @@ def local_change(first_BCHW: torch.Tensor, second_BCHW: torch.Tensor) -> torch.T
     At the border it is the mean over those that are there.
     """
     change_B1HW = (first_BCHW.float() - second_BCHW.float()).abs().mean(dim=1, keepdim=True)
-    return functional.avg_pool2d(change_B1HW, WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)[
-        :, 0
-    ]
+    mean_B1HW = functional.avg_pool2d(change_B1HW, WINDOW, 1, WINDOW // 2, count_include_pad=False)
+    return mean_B1HW[:, 0]
 
 
 def log_change(change: torch.Tensor) -> torch.Tensor:

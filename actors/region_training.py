@@ -170,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, console: Console) -> None:
     torch.set_num_threads(options.threads)
+    if options.steps < 3:
+        raise UserError(f"--steps is {options.steps}; accepted: from 3, so that something lies between")
     names = PromptOptions("--prompts", "--split", "--limit")
     prompts = load_prompts(options.prompts, "train", options.limit, options.seed, names)
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))

@@ -75,10 +75,9 @@ class AttentionRegion:
         """Attention is recorded at a coarser size, and interpolated."""
         assert episode.attention_HW is not None, "refine without recorded attention"
         size = episode.latents_CHW.shape[1:]
-        maps = episode.attention_HW[None, None].float()
-        return below(
-            share_of_maximum(functional.interpolate(maps, size, mode="bilinear")[0, 0]), self.threshold
-        )
+        maps_11HW = episode.attention_HW[None, None].float()
+        attention_HW = functional.interpolate(maps_11HW, size, mode="bilinear")[0, 0]
+        return below(share_of_maximum(attention_HW), self.threshold)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def test_network_never_sees_two_noise_levels_in_one_image() -> None:
     """Every inner call gets, outside the mask, the original noised to exactly the level it is told."""
     backbone = OracleBackbone("epsilon", LEFT_IS_WEAK)
     engine, episode = deciding(backbone, EngineConfig(refine_steps=3, refine_noise=0.6))
-    before, original, timestep = len(backbone.calls), episode.clean_CHW, episode.timestep
+    original = episode.clean_CHW = episode.clean_CHW + 0.5  # not what the denoiser would lead to
+    before, timestep = len(backbone.calls), episode.timestep
     outside = mask_of(episode) == 0.0
     refine(engine, episode)
     told = [call[0] for call in backbone.calls[before:]]

@@ -1,7 +1,7 @@
 """The actions of the decision process, each its own small unit: when it is possible, what it costs, what
 it does.
 
-Always true here: an action changes nothing but the episode it is given and calls no network. It only
+Always true here: an action changes nothing but the episode it is given and never calls the denoiser. It only
 says what the next batched denoiser call is to do; budget and warm-up rules stand in `legal_row`, once
 for all actions.
 """
@@ -19,6 +19,7 @@ from actors.contracts import QUALITY_FEATURES
 from actors.episode import Candidate, EngineConfig, Episode
 from actors.errors import UserError
 from actors.refine import inner_timesteps, make_refinement
+from actors.regions import region_mask
 
 ACCEPTED = "continue, stop, refine, look, restart, reuse, leap-2, leap-3, ..., guidance-3, ..."
 
@@ -212,24 +213,26 @@ class Refine:
         return 1 + config.refine_steps
 
     def possible(self, episode: Episode) -> bool:
-        """Where there is a next point and the attention of the last call was recorded."""
-        return episode.attention_HW is not None and episode.step_index + 1 < episode.num_steps
+        """Where there is a next point, and the region can be told."""
+        told = episode.region is not None and episode.region.possible(episode)
+        return told and episode.step_index + 1 < episode.num_steps
 
     def apply(self, episode: Episode) -> None:
         """Mask, and noise the clean prediction for the first inner call."""
-        assert episode.attention_HW is not None, "refine without recorded attention"
+        assert episode.region is not None, "refine without a region"
         config, schedule = episode.config, episode.schedule
         timesteps = inner_timesteps(episode.timestep, config.refine_noise, config.refine_steps)
+        fresh_noise_CHW = episode.fresh_noise()  # drawn first: the same whatever the region draws
         refinement = make_refinement(
-            episode.attention_HW,
+            region_mask(episode.region, episode),
             episode.latents_CHW,
             episode.clean_CHW,
-            episode.fresh_noise(),
+            fresh_noise_CHW,
             episode.level,
             tuple(schedule.level_at(timestep) for timestep in timesteps),
-            config.refine_threshold,
         )
         episode.refinement, episode.history = refinement, None
+        episode.refinements += 1
         episode.latents_CHW, episode.level = refinement.start(), refinement.level
         episode.state = "denoising"
 

@@ -201,7 +201,7 @@ class Collector:
             probabilities = np.exp(log_probs)
             trajectory.entropies.append(float(-(probabilities * log_probs)[mask].sum()))
             refines = self.engine.action_names[action] == "refine"
-            slot.ledger.decide(attention_entropy(slot.episode.attention_HW) if refines else 0.0)
+            slot.ledger.decide(attention_entropy(slot.episode.attention_HW if refines else None))
             slot.unscored_decisions += 1
             shown_CHW = slot.episode.clean_CHW
             self.engine.act(slot.episode, action)
@@ -308,8 +308,12 @@ def final_scores(trajectory: Trajectory) -> dict[str, float]:
 
 
 def attention_entropy(attention_HW: torch.Tensor | None) -> float:
-    """Entropy of an attention map over the positions, 1 where it is the same everywhere."""
-    assert attention_HW is not None, "refine without recorded attention"
+    """Entropy of an attention map over the positions, 1 where it is the same everywhere.
+
+    0 without a map: no refinement, or one whose region does not go by attention.
+    """
+    if attention_HW is None:
+        return 0.0
     shares_N = attention_HW.float().flatten() / attention_HW.float().sum().clamp_min(1e-12)
     return float(torch.special.entr(shares_N).sum() / np.log(len(shares_N)))
 

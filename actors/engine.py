@@ -23,6 +23,7 @@ from actors.contracts import Backbone, Conditioning, DecisionRecord, EpisodeRequ
 from actors.episode import EngineConfig, Episode
 from actors.errors import UserError
 from actors.observations import quality_vector
+from actors.regions import make_region
 from actors.schedule import NoiseLevel, make_schedule
 from actors.solvers import (
     clean_prediction,
@@ -55,7 +56,9 @@ class Engine:
             spacing=config.timestep_spacing,
             flow_shift=backbone.flow_shift if config.flow_shift is None else config.flow_shift,
         )
-        self._refines = any(isinstance(action, Refine) for action in self.actions)
+        refines = any(isinstance(action, Refine) for action in self.actions)
+        self.region = make_region(config, backbone) if refines else None
+        self._records_attention = self.region is not None and self.region.needs_attention
         self._renoises_unguided = config.guidance_rule == "cfg++"
         self._adds_noise = config.solver == "lcm" or config.eta > 0.0
 
@@ -87,6 +90,7 @@ class Engine:
                 features_F=torch.zeros(self.backbone.feature_dim),
                 level=self.schedule.points[0],
                 guidance_scale=self.config.guidance_scale,
+                region=self.region,
             )
             episodes.append(episode)
         return episodes
@@ -106,7 +110,7 @@ class Engine:
             torch.tensor([level.timestep for level in levels], device=device),
             stack_conditioning([episode.conditioning for episode in batch]),
             torch.tensor([episode.guidance_scale for episode in batch], device=device),
-            attention=self._refines and any(self._may_refine(episode) for episode in batch),
+            attention=self._records_attention and any(self._may_refine(episode) for episode in batch),
         )
         clean_BCHW = self._clean(denoised.prediction_BCHW, latents_BCHW, levels)
         null_clean_BCHW = None

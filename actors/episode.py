@@ -25,6 +25,8 @@ from actors.contracts import (
     Images,
 )
 from actors.errors import UserError
+from actors.region_head import ACCEPTED as HEAD_ACCEPTED
+from actors.regions import Region, RegionName
 from actors.schedule import NoiseLevel, Schedule, SolverName, Spacing
 
 if TYPE_CHECKING:
@@ -64,7 +66,16 @@ class EngineConfig:
     refine_noise: float = 0.5
     """Refinement starts from this share of the present timestep."""
     refine_threshold: float = 0.5
-    """Attention below this share of its maximum counts as under-generated."""
+    """Attention below this share of its maximum counts as under-generated; change counts as unsettled
+    above one minus this share of its maximum. More is denoised again the higher it is."""
+    refine_region: RegionName = "attention"
+    """What tells where to denoise again; grid and random are controls that know nothing."""
+    refine_grid: int = 4
+    """Cells a side, for grid and random."""
+    refine_share: float = 0.25
+    """Share of those cells that one refinement denoises again."""
+    refine_head: str | None = None
+    """File of the network that learned asks; `python -m actors.region_training` makes it."""
     look_price: float = 0.3
     """Measured cost of decoding and scoring one preview."""
     max_decisions: int = 64
@@ -80,7 +91,14 @@ class EngineConfig:
         _accept("guidance_rule", self.guidance_rule, self.guidance_rule in rules, ", ".join(rules))
         spacings = (None, *get_args(Spacing))
         _accept("timestep_spacing", self.timestep_spacing, self.timestep_spacing in spacings, f"{spacings}")
-        for option in ("num_steps", "max_nfe", "max_attempts", "refine_steps", "max_decisions"):
+        for option in (
+            "num_steps",
+            "max_nfe",
+            "max_attempts",
+            "refine_steps",
+            "refine_grid",
+            "max_decisions",
+        ):
             _accept(option, getattr(self, option), getattr(self, option) >= 1, "a whole number from 1")
         warmup = f"a whole number from 0, below engine.num_steps ({self.num_steps})"
         _accept("warmup_steps", self.warmup_steps, 0 <= self.warmup_steps < self.num_steps, warmup)
@@ -90,9 +108,13 @@ class EngineConfig:
             _accept(option, value, math.isfinite(value) and value >= 0.0, "a number from 0")
         if self.guidance_rule == "cfg++":
             _accept("guidance_scale", self.guidance_scale, self.guidance_scale <= 1.0, "with cfg++ 0 to 1")
-        for option in ("refine_noise", "refine_threshold"):
+        for option in ("refine_noise", "refine_threshold", "refine_share"):
             value = getattr(self, option)
             _accept(option, value, 0.0 < value <= 1.0, "a number above 0 and up to 1")
+        regions = get_args(RegionName)
+        _accept("refine_region", self.refine_region, self.refine_region in regions, ", ".join(regions))
+        headless = self.refine_region == "learned" and self.refine_head is None
+        _accept("refine_head", None, not headless, f"with engine.refine_region=learned {HEAD_ACCEPTED}")
         shift = self.flow_shift
         positive_shift = shift is None or (math.isfinite(shift) and shift > 0.0)
         _accept("flow_shift", shift, positive_shift, "a number above 0, or null")
@@ -137,7 +159,8 @@ class Episode:
     target_index: int | None = None
     """The schedule point that the next denoiser call goes to; None: it is made where the latents stand."""
     history: tuple[torch.Tensor, NoiseLevel] | None = None
-    """The clean prediction before this one, and its level; gone after restart and refine."""
+    """The clean prediction before this one and its level, at the last schedule point; gone after restart and
+    refine. Multistep solvers extrapolate from it, and some regions compare with it."""
     null_clean_CHW: torch.Tensor | None = None
     """The clean prediction without the prompt, where the guidance rule renoises with it."""
     guidance_scale: float = 0.0
@@ -148,7 +171,11 @@ class Episode:
     """Whether the clean prediction was extrapolated, without a denoiser call."""
     attention_HW: torch.Tensor | None = None
     """Per position the highest attention that any word of the prompt gets; None if it was not recorded."""
+    region: Region | None = None
+    """Where a refinement denoises again; None where there is none to choose."""
     refinement: Refinement | None = None
+    refinements: int = 0
+    """How many were begun, all attempts together."""
     nfe: int = 0
     network_evals: int = 0
     looks: int = 0

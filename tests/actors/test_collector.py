@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from actors.collector import Collector, Policy, TrainingRequest, Trajectory
+from actors.collector import Collector, Policy, TrainingRequest, Trajectory, attention_entropy
 from actors.contracts import QUALITY_FEATURES, EpisodeRequest, Images
 from actors.engine import Engine, EngineConfig
 from actors.ledger import Target
@@ -297,3 +297,31 @@ def test_entropy_and_log_probability_are_those_of_the_legal_actions() -> None:
     legal = [int((logits > -1e8).sum()) for logits in trajectory.logits]
     assert trajectory.entropies == pytest.approx([np.log(count) for count in legal], abs=1e-6)
     assert trajectory.log_probs == pytest.approx([-np.log(count) for count in legal], abs=1e-6)
+
+
+def test_attention_entropy_is_one_where_attention_is_even_and_zero_without_any() -> None:
+    peaked = torch.zeros(4, 4)
+    peaked[1, 2] = 0.3
+    half = torch.zeros(4, 4)
+    half[:2] = 0.1
+    values = [attention_entropy(attention) for attention in (torch.full((4, 4), 0.2), half, peaked, None)]
+    assert values == pytest.approx([1.0, np.log(8) / np.log(16), 0.0, 0.0], abs=1e-6)
+
+
+def test_a_region_that_needs_no_attention_is_refined_in_training() -> None:
+    gathering = collector(slots=1)
+    actions = ("continue", "stop", "refine")
+    config = dataclasses.replace(CONFIG, actions=actions, refine_region="random", refine_grid=2)
+    gathering.engine = Engine(ToyBackbone(), config)
+    gathering.observer = Observer(ObservationConfig("latent"), ObservationSizes(2, 3, 2), actions)
+    plan = iter(("refine", "continue", "stop"))
+
+    def policy(observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
+        logits_BA = np.full(mask_BA.shape, -1e9, np.float32)
+        logits_BA[0, actions.index(next(plan))] = 0.0
+        return logits_BA
+
+    (trajectory,) = gathering.collect(requests([5]), policy, RewardConfig())
+    assert trajectory.result is not None
+    assert [record.action for record in trajectory.result.decisions] == ["refine", "continue", "stop"]
+    assert trajectory.result.nfe == 2 + (1 + config.refine_steps) + 1

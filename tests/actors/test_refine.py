@@ -7,7 +7,8 @@ import torch
 
 from actors.contracts import EpisodeRequest
 from actors.engine import Engine, EngineConfig, Episode
-from actors.refine import gaussian_blur, inner_timesteps, make_refinement, region_mask
+from actors.refine import inner_timesteps, make_refinement
+from actors.regions import region_mask
 from actors.schedule import make_schedule
 from actors.solvers import add_noise, solver_step
 from tests.actors.fakes import OracleBackbone, sd_alphas_cumprod
@@ -22,6 +23,12 @@ def deciding(backbone: OracleBackbone, config: EngineConfig) -> tuple[Engine, Ep
     while episode.state == "denoising":
         engine.denoise([episode])
     return engine, episode
+
+
+def mask_of(episode: Episode) -> torch.Tensor:
+    """What refining now will mask."""
+    assert episode.region is not None
+    return region_mask(episode.region, episode)
 
 
 def refine(engine: Engine, episode: Episode) -> None:
@@ -42,8 +49,8 @@ def test_unmasked_area_takes_an_ordinary_step_and_masked_area_converges(
     spoilt = episode.clean_CHW = truth + 0.5
     source, target = episode.level, engine.schedule.points[episode.step_index + 1]
     ordinary = solver_step(episode.latents_CHW[None], spoilt[None], [source], [target])[0]
+    mask = mask_of(episode)
     refine(engine, episode)
-    mask = region_mask(LEFT_IS_WEAK, (16, 16), 0.5)
     outside, inside = mask == 0.0, mask == 1.0
     assert outside.sum() >= 80
     assert inside.sum() >= 80
@@ -54,16 +61,37 @@ def test_unmasked_area_takes_an_ordinary_step_and_masked_area_converges(
     assert float(left_over.mean()) == pytest.approx(0.0, abs=0.15)
 
 
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 4, 8])
+def test_unmasked_area_has_a_gain_of_one_at_every_noise_level(warmup_steps: int, solver: str) -> None:
+    """What an ordinary step would leave there is left there, neither faded nor amplified."""
+    backbone = OracleBackbone(attention_HW=LEFT_IS_WEAK)
+    config = EngineConfig(solver=solver, warmup_steps=warmup_steps)  # type: ignore[arg-type]
+    engine, episode = deciding(backbone, config)
+    outside = mask_of(episode) == 0.0
+    source, target = episode.level, engine.schedule.points[episode.step_index + 1]
+    latents, clean = episode.latents_CHW.double(), episode.clean_CHW.double()
+    noise = (latents - source.alpha * clean) / source.sigma
+    ordinary = (target.alpha * clean + target.sigma * noise)[:, outside]  # DDIM in float64
+    refine(engine, episode)
+    refined = episode.latents_CHW.double()[:, outside]
+    gain = float((refined * ordinary).sum() / (ordinary * ordinary).sum())
+    assert gain == pytest.approx(1.0, abs=1e-4)
+    assert float((refined - ordinary).abs().max()) < 1e-3
+    assert float((episode.clean_CHW - backbone.truth("owl"))[:, outside].abs().max()) < 1e-3
+
+
 def test_network_never_sees_two_noise_levels_in_one_image() -> None:
     """Every inner call gets, outside the mask, the original noised to exactly the level it is told."""
     backbone = OracleBackbone("epsilon", LEFT_IS_WEAK)
     engine, episode = deciding(backbone, EngineConfig(refine_steps=3, refine_noise=0.6))
-    before, original, timestep = len(backbone.calls), episode.clean_CHW, episode.timestep
+    original = episode.clean_CHW = episode.clean_CHW + 0.5  # not what the denoiser would lead to
+    before, timestep = len(backbone.calls), episode.timestep
+    outside = mask_of(episode) == 0.0
     refine(engine, episode)
     told = [call[0] for call in backbone.calls[before:]]
     assert told[:3] == [round(0.6 * timestep * share) for share in (1, 2 / 3, 1 / 3)]
     assert told[3] == engine.schedule.points[4].timestep
-    outside = region_mask(LEFT_IS_WEAK, (16, 16), 0.5) == 0.0
     noises = []
     for latents, inner in zip(backbone.seen[before:], told[:3], strict=False):
         signal = float(sd_alphas_cumprod()[int(inner)])
@@ -71,42 +99,6 @@ def test_network_never_sees_two_noise_levels_in_one_image() -> None:
     for noise in noises[1:]:
         torch.testing.assert_close(noise, noises[0], atol=1e-3, rtol=0)
     assert float(noises[0].std()) == pytest.approx(1.0, abs=0.15)
-
-
-@pytest.mark.parametrize("columns", [0, 4, 8, 12])
-def test_mask_covers_what_is_below_the_threshold_however_much_that_is(columns: int) -> None:
-    attention = torch.ones(16, 16)
-    attention[:, :columns] = 0.2
-    mask = region_mask(attention, (64, 64), 0.5)
-    assert float(mask.mean()) == pytest.approx(columns / 16, abs=0.02)
-
-
-def test_mask_does_not_depend_on_the_scale_of_attention() -> None:
-    attention = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
-    expected = region_mask(attention, (32, 32), 0.5)
-    torch.testing.assert_close(region_mask(1e-4 * attention, (32, 32), 0.5), expected)
-
-
-def test_no_words_mask_the_whole_image() -> None:
-    assert torch.equal(region_mask(torch.zeros(8, 8), (16, 16), 0.5), torch.ones(16, 16))
-
-
-def test_blur_does_not_darken_the_border() -> None:
-    torch.testing.assert_close(gaussian_blur(torch.ones(32, 32), 1.5), torch.ones(32, 32))
-    mask = region_mask(LEFT_IS_WEAK, (16, 16), 0.5)
-    torch.testing.assert_close(mask[0], mask[8])  # rows at the border are as those in the middle
-    torch.testing.assert_close(mask[:, 0], torch.ones(16))
-
-
-def test_blur_is_a_gaussian() -> None:
-    """Its second moment is sigma squared, and what is inside stays as much as it was."""
-    image = torch.zeros(41, 41)
-    image[20, 20] = 1.0
-    blurred = gaussian_blur(image, 3.0)
-    offsets = torch.arange(-20, 21).float()
-    assert float(blurred.sum()) == pytest.approx(1.0, abs=1e-5)
-    assert float((blurred.sum(0) * offsets**2).sum()) ** 0.5 == pytest.approx(3.0, abs=0.3)
-    torch.testing.assert_close(blurred, blurred.T)
 
 
 def test_noise_keeps_unit_variance_across_the_soft_edge() -> None:
@@ -117,7 +109,8 @@ def test_noise_keeps_unit_variance_across_the_soft_edge() -> None:
     level, target = schedule.points[3], schedule.points[4]
     latents = add_noise(clean[None], carried[None], [level])[0]
     inner = (schedule.level_at(300.0),)
-    refinement = make_refinement(LEFT_IS_WEAK, latents, clean, fresh, level, inner, 0.5)
+    ramp = torch.linspace(0.0, 1.0, 16).expand(16, 16)
+    refinement = make_refinement(ramp, latents, clean, fresh, level, inner)
     resumed = refinement.resume(clean, target)
     edge = (refinement.mask_1HW[0] > 0.2) & (refinement.mask_1HW[0] < 0.8)
     assert edge.any()
@@ -126,10 +119,3 @@ def test_noise_keeps_unit_variance_across_the_soft_edge() -> None:
 
 def test_inner_timesteps_go_evenly_down_from_a_share_of_the_present_one() -> None:
     assert inner_timesteps(800.0, 0.5, 4) == [400.0, 300.0, 200.0, 100.0]
-
-
-def test_attention_is_recorded_only_where_refinement_is_possible() -> None:
-    _, episode = deciding(OracleBackbone(), EngineConfig(actions=("continue", "stop")))
-    assert episode.attention_HW is None
-    _, episode = deciding(OracleBackbone(), EngineConfig())
-    assert episode.attention_HW is not None

@@ -83,7 +83,7 @@ class StableDiffusionBackbone:
             safety_checker=None,
             requires_safety_checker=False,
         )
-        return cls(pipeline.to(device), f"{local.name}@{_digest(folder)}")
+        return cls(pipeline.to(device), f"{local.name}@{weights_digest(folder)}")
 
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -177,7 +177,7 @@ class StableDiffusionBackbone:
         self._mid_block_output = output
 
 
-def _digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """A short hash of the networks' configs and of the beginning and size of their weight files."""
     digest = hashlib.sha256()
     for part in ("unet", "text_encoder", "vae"):

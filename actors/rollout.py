@@ -48,7 +48,7 @@ def rollout(
         engine.denoise(list(active.values()))
         deciding = [episode for episode in active.values() if episode.state == "deciding"]
         while deciding:
-            deciding = _decide(engine, decider, observer, scorer, deciding, record_previews)
+            deciding = decide(engine, decider, observer, scorer, deciding, record_previews)
         for index in [index for index, episode in active.items() if episode.finished]:
             results[index] = active.pop(index).result()
             if on_finished is not None:
@@ -67,7 +67,7 @@ def _refill(
     active.update(zip([index for index, _ in fresh], episodes, strict=True))
 
 
-def _decide(
+def decide(
     engine: Engine,
     decider: Decider,
     observer: Observer,
@@ -75,7 +75,10 @@ def _decide(
     deciding: Sequence[Episode],
     record_previews: bool,
 ) -> list[Episode]:
-    """One decision of each episode; those that looked, and so decide again at once, are returned."""
+    """One batched decision, and the looks that it asks for.
+
+    Returns the episodes that looked, and so decide again at once.
+    """
     embeddings = None
     if observer.needs_embeddings:
         embeddings = _look(engine, scorer, deciding)

@@ -48,9 +48,9 @@ def backbone_of(pipeline: Any) -> Backbone:
 
 def identity_of(pipeline: Any) -> str:
     """`name@digest` of the folder that all networks were loaded from, or UNKNOWN."""
-    sources = {Path(str(network.config._name_or_path)).absolute() for network in _networks(pipeline)}
-    folders = {source.parent for source in sources}
-    if len(folders) > 1 or not all(source.is_dir() for source in sources):
+    names = [getattr(network.config, "_name_or_path", "") for network in _networks(pipeline)]
+    folders = {Path(name).absolute().parent for name in names}
+    if len(folders) > 1 or not all(name and Path(name).is_dir() for name in names):
         return UNKNOWN
     folder = folders.pop()
     try:

@@ -31,7 +31,7 @@ def first_party(module: str) -> Path | None:
 
 
 def loaded_with(path: Path, seen: set[Path]) -> set[str]:
-    """Modules that importing a file loads, through all of our own; what functions import is not among them."""
+    """Modules that importing a file loads, through all of our own; functions may import more."""
     seen.add(path)
     modules = set()
     for node in ast.parse(path.read_text()).body:

@@ -97,10 +97,15 @@ def bench_rollout(
 def _load_pipeline(name: str, dtype: str, device: str) -> Any:
     """The pipeline that a backbone's name stands for, as diffusers' users load it."""
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     from actors.backbones.stable_diffusion import DTYPES
     from shapes import weights
 
+    for chatter in (diffusers_logging, transformers_logging):
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
     source = str(Path(weights.PATH) / "pipeline") if name == "shapes" else name
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=DTYPES[dtype], safety_checker=None)

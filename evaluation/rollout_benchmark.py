@@ -1,10 +1,10 @@
 """How fast the engine is: against itself one image at a time, and against diffusers' own pipeline.
 
-    python -m evaluation.rollout_benchmark --architecture sd15 --random-weights --batch 1 4 16 --json sd15.json
+    python -m evaluation.rollout_benchmark --architecture sd15 --random-weights --batch 1 4 --json sd15.json
 
-Always true here: variants take turns within each repetition, the first of which is thrown away; a ratio is one
-of medians. Needs neither Ray nor the command line's libraries: a GPU machine with torch and diffusers will do.
-docs/benchmarks.md defines every number.
+Always true here: variants take turns within each repetition, the first of which is thrown away; a ratio is
+one of medians. Needs neither Ray nor the command line's libraries: a GPU machine with torch and diffusers
+will do. docs/benchmarks.md defines every number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What `bench rollout` measures: the ways to make the same images that are compared with each other.
 
 Always true here: both sides of a comparison make the same number of denoiser calls on the same networks, for
-prompts that nobody has encoded yet; policies are asked for every decision, but what is done is planned by seed.
+prompts that nobody has encoded yet; policies are asked for every decision, but what is done is planned by
+seed.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Variants:
         first, self._drawn = self._drawn, self._drawn + count
         prompts = self.workload.prompts
         return [
-            EpisodeRequest(f"{prompts[number % len(prompts)]} {number}", number)
+            EpisodeRequest(f"{number} {prompts[number % len(prompts)]}", number)
             for number in range(first, first + count)
         ]
 
@@ -145,6 +146,7 @@ class Variants:
             with torch.inference_mode():
                 return decider.network(policy_BD, torch.from_numpy(mask_BA)).numpy()
 
+        self.backbone.take_seconds()
         start = clock(self.device)
         collector.collect(
             [TrainingRequest(request, (request.seed,), target) for request in requests], policy, reward

@@ -1,7 +1,7 @@
 """What a benchmark needs to tell time and memory: a backbone that is timed, and the process's peak memory.
 
-Always true here: seconds on a GPU are the device's own, between events around each call, so that nothing waits
-that would not wait without the stopwatch.
+Always true here: seconds on a GPU are the device's own, between events around each call, so that nothing
+waits that would not wait without the stopwatch.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """On a GPU what torch allocated there since the reset, else the process's resident set, at its highest."""
+    """The most that torch allocated on a GPU since the reset; on a CPU the largest resident set so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

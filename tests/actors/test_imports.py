@@ -43,7 +43,9 @@ def loaded_with(path: Path, seen: set[Path]) -> set[str]:
     return modules.union(*(loaded_with(file, seen) for file in files))
 
 
-@pytest.mark.parametrize("path", ["actors/sampler.py", "actors/stop_callback.py"])
+@pytest.mark.parametrize(
+    "path", ["actors/sampler.py", "actors/stop_callback.py", "evaluation/rollout_benchmark.py"]
+)
 def test_what_runs_on_a_bare_machine_needs_torch_and_diffusers_only(path: str) -> None:
     packages = {module.partition(".")[0] for module in loaded_with(FOLDER.parent / path, set())}
     assert {"torch", "diffusers"} <= packages

@@ -112,36 +112,35 @@ def device_name(device: torch.device) -> str:
 
 def table(reports: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The reports as columns, with the names in front; the first row is the header."""
-    lines: list[tuple[str, Callable[[dict[str, Any]], float | None], str]] = [
-        ("denoiser utilisation", lambda report: report["denoiser_utilisation"], ".3f"),
-        ("  with scoring", lambda report: report["denoiser_utilisation_scoring"], ".3f"),
-        ("episodes/s", lambda report: report["episodes_per_s"], ".2f"),
-        ("  with scoring", lambda report: report["episodes_per_s_scoring"], ".2f"),
-        ("denoiser call, ms", lambda report: report["step_ms"], ".1f"),
-        *(
-            (
-                f"decision, {view}, % of a call",
-                lambda report, view=view: report["decision_overhead"][view],
-                ".2f",
-            )  # type: ignore[misc]
-            for view in VIEWS
-        ),
-        ("times serial", lambda report: report["vs_serial"], ".2f"),
-        ("times stock pipeline", lambda report: report["vs_stock_pipeline"], ".3f"),
-        ("peak memory, MiB", lambda report: report["peak_memory_mib"], ".0f"),
-    ]
-    header = ["", *(f"{report['slots']} slots" for report in reports)]
+    columns = [_cells(report) for report in reports]
     return [
-        header,
-        *(
-            [name, *("-" if (value := read(report)) is None else format(value, form) for report in reports)]
-            for name, read, form in lines
-        ),
+        ["", *(f"{report['slots']} slots" for report in reports)],
+        *([name, *(column[name] for column in columns)] for name in columns[0]),
     ]
+
+
+def _cells(report: dict[str, Any]) -> dict[str, str]:
+    """What a column says, by name; a dash for what was not measured."""
+
+    def cell(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    overhead = report["decision_overhead"]
+    return {
+        "denoiser utilisation": cell(report["denoiser_utilisation"], ".3f"),
+        "denoiser utilisation, scoring": cell(report["denoiser_utilisation_scoring"], ".3f"),
+        "episodes/s": cell(report["episodes_per_s"], ".2f"),
+        "episodes/s, scoring": cell(report["episodes_per_s_scoring"], ".2f"),
+        "denoiser call, ms": cell(report["step_ms"], ".1f"),
+        **{f"decision, {view}, % of a call": cell(overhead[view], ".2f") for view in VIEWS},
+        "times serial": cell(report["vs_serial"], ".2f"),
+        "times stock pipeline": cell(report["vs_stock_pipeline"], ".3f"),
+        "peak memory, MiB": cell(report["peak_memory_mib"], ".0f"),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure a published architecture with random weights, one run for each batch size."""
+    """Measure a published architecture with random weights, one run for each batch size; those that fit."""
     options = _parser().parse_args(arguments)
     architecture = ARCHITECTURES[options.architecture]
     resolution = options.resolution or architecture.resolution
@@ -163,24 +162,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scorer=clip,
             embedding_dim=clip.embedding_dim,
         )
-        reports.append(run_benchmark(workload, _print_progress))
+        try:
+            reports.append(run_benchmark(workload, _print_progress))
+        except torch.OutOfMemoryError:
+            print(f"{batch} slots: out of memory, no larger batch is tried", file=sys.stderr)  # noqa: T201
+            break
+    if not reports:
+        raise SystemExit(1)
     rows = table(reports)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for name, *values in rows:
         cells = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
         print("  ".join([name.ljust(widths[0]), *cells]))  # noqa: T201
-    peak_gb = max(report["peak_memory_mib"] for report in reports) * 2**20 / 1e9
-    fits = peak_gb <= architecture.memory_gb
-    verdict = "within" if fits else "NOT within"
-    print(f"memory with previews: {peak_gb:.1f} GB, {verdict} {architecture.memory_gb:.0f} GB")  # noqa: T201
+    limit_gb = architecture.memory_gb
+    fitting = [report["slots"] for report in reports if report["peak_memory_mib"] * 2**20 <= limit_gb * 1e9]
+    verdict = f"up to {max(fitting)} slots" if fitting else "at no number of slots measured"
+    print(f"within {limit_gb:.0f} GB, previews included: {verdict}")  # noqa: T201
     if options.json is not None:
         summary = {
             "architecture": options.architecture,
             "weights": "random",
             "resolution": resolution,
             "dtype": options.dtype,
-            "memory_limit_gb": architecture.memory_gb,
-            "fits": fits,
+            "memory_limit_gb": limit_gb,
+            "slots_within_limit": max(fitting, default=None),
             "runs": reports,
         }
         options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

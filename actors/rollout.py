@@ -47,7 +47,7 @@ def rollout(
         engine.denoise(list(active.values()))
         deciding = [episode for episode in active.values() if episode.state == "deciding"]
         while deciding:
-            deciding = _decide(engine, decider, observer, scorer, deciding, record_previews)
+            deciding = decide(engine, decider, observer, scorer, deciding, record_previews)
         for index in [index for index, episode in active.items() if episode.finished]:
             results[index] = active.pop(index).result()
             if on_finished is not None:
@@ -66,7 +66,7 @@ def _refill(
     active.update(zip([index for index, _ in fresh], episodes, strict=True))
 
 
-def _decide(
+def decide(
     engine: Engine,
     decider: Decider,
     observer: Observer,
@@ -74,7 +74,10 @@ def _decide(
     deciding: Sequence[Episode],
     record_previews: bool,
 ) -> list[Episode]:
-    """One decision of each episode; those that decide again at once, as after a look, are returned."""
+    """One batched decision, and the looks that it asks for.
+
+    Returns the episodes that decide again at once, as after a look.
+    """
     if observer.scores_every_decision:
         _look(engine, scorer, [episode for episode in deciding if not episode.looked_here])
     embeddings = None

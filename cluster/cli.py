@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.")
 app.add_typer(config_app, name="config")
+bench_app = typer.Typer(help="Measure this machine.")
+app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[
     list[str] | None,
@@ -128,6 +130,40 @@ def show(overrides: Overrides = None) -> None:
     from tune_configs.loading import compose
 
     typer.echo(compose(overrides or []).to_yaml(), nl=False)
+
+
+@bench_app.command("rollout")
+def bench_rollout(
+    overrides: Overrides = None,
+    episodes: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Images of one rollout.")
+    ] = 32,
+    slots: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Images that share a denoiser call.")
+    ] = 16,
+    repeats: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Repetitions behind each median.")
+    ] = 5,
+    scoring: Annotated[
+        bool, typer.Option("--scoring", help="Also with every preview scored, in a second process.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="Where to run; else as backbone.device says.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
+    ] = None,
+) -> None:
+    """Measure the engine against itself one image at a time and against diffusers' own pipeline."""
+    from cluster import bench_command
+
+    bench_command.bench_rollout(
+        overrides or [],
+        episodes=episodes,
+        slots=slots,
+        repeats=repeats,
+        scoring=scoring,
+        device=device,
+        out=json_file,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -90,7 +90,7 @@ def _paint(policy_dir: Path, prompt: str, seed: int, max_nfe: int | None) -> tup
     from evaluation.methods import read_policy
 
     policy = read_policy(policy_dir, greedy=True, seed=seed)
-    bench = bench_recipe(policy.backbone, settings_of(policy_dir).evaluation)()
+    bench = bench_recipe(policy.trained.backbone, settings_of(policy_dir).evaluation)()
     opened = policy.open(bench)
     (result,) = rollout(
         opened.engine,

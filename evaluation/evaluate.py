@@ -54,7 +54,7 @@ def evaluate(
     start = time.perf_counter()
     policy = read_policy(policy_dir, greedy=config.greedy, seed=config.seed)
     requests = evaluation_requests(config)
-    open_bench = recipe(policy.backbone, config)
+    open_bench = recipe(policy.trained.backbone, config)
     bench = open_bench()
     policy.open(bench)  # whatever does not fit together is said before the first image
     baselines = baseline_methods(policy, config)
@@ -91,12 +91,12 @@ def evaluate(
             "quality": bench.metric,
             "images": len(requests),
             "reused_images": reused,
-            "backbone": policy.backbone_identity,
+            "backbone": policy.trained.backbone_identity,
             "evaluation": asdict(config),
             "engine": asdict(policy.engine),
-            "observation": asdict(policy.observation),
+            "observation": asdict(policy.trained.observation),
         },
-        "model_version": model_version if model_version is not None else policy.model_version,
+        "model_version": model_version if model_version is not None else policy.trained.model_version,
     }
     write_rows(run_dir / IMAGES_FILE, [row for found in rows.values() for row in found])
     _record_strips(bench, policy, rows[policy.name], config, run_dir / STRIPS_FILE)

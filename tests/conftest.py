@@ -1,6 +1,7 @@
 """Fixtures that every folder's tests share.
 
-Always true: at most one Ray session per test run, started by the first test that asks for it.
+Always true: no test needs a network; at most one Ray session per test run, started by the first test that
+asks for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub; without this, refusals wait for its retries
 
 
 @pytest.fixture(scope="session")

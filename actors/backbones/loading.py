@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -50,11 +51,16 @@ def load_backbone(config: BackboneConfig) -> LoadedBackbone:
 
     Raises UserError if anything is missing, damaged, or of a kind that is not accepted.
     """
+    return load_with_pipeline(config)[1]
+
+
+def load_with_pipeline(config: BackboneConfig) -> tuple[Any, LoadedBackbone]:
+    """The backbone, and before it the diffusers pipeline that it shares its networks with."""
     with _quiet(), _told("backbone", config.name, ACCEPTED):
         return _load(config)
 
 
-def _load(config: BackboneConfig) -> LoadedBackbone:
+def _load(config: BackboneConfig) -> tuple[Any, LoadedBackbone]:
     source = config.name
     if source == "shapes":
         from shapes import weights  # the world is only needed by those who name it
@@ -74,8 +80,7 @@ def _load(config: BackboneConfig) -> LoadedBackbone:
         folder, torch_dtype=dtype, **networks, **architecture.pipeline_options
     )
     identity = f"{local.name}@{pipeline_digest(folder, architecture.networks, architecture.identity_windows)}"
-    if config.height is not None or config.width is not None:
-        identity += f"+{config.height or ''}x{config.width or ''}"
+    identity += size_suffix(config)
     if config.lora is not None:
         with _told("backbone.lora", config.lora, "a hub id, folder or safetensors file of a LoRA for it"):
             file = lora_file(config.lora)
@@ -90,7 +95,15 @@ def _load(config: BackboneConfig) -> LoadedBackbone:
             identity += f"+tiny:{Path(config.tiny_decoder).name}@{weights_digest(path)}"
     if config.cache is not None:
         identity += f"+{config.cache}"
-    return architecture(pipeline.to(config.device), config, identity, tiny_decoder)
+    pipeline = pipeline.to(config.device)
+    return pipeline, architecture(pipeline, config, identity, tiny_decoder)
+
+
+def size_suffix(config: BackboneConfig) -> str:
+    """+HEIGHTxWIDTH of an identity, where another size than the model's own was asked for."""
+    if config.height is None and config.width is None:
+        return ""
+    return f"+{config.height or ''}x{config.width or ''}"
 
 
 @contextmanager

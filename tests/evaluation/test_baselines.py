@@ -93,12 +93,17 @@ def test_default_grid_has_what_the_hypotheses_need() -> None:
 
 
 def test_config_hash_tells_every_option_apart() -> None:
-    base = EngineConfig()
+    base = EngineConfig(solver="ddim")
     changed: dict[str, Any] = {
-        "solver": "ddim",
+        "solver": "dpmpp",
+        "eta": 0.5,
+        "guidance_rule": "none",
         "actions": ("continue", "stop"),
         "timestep_spacing": "trailing",
-        "stop_from": 0.5,  # its default is 0, which no factor changes
+        "flow_shift": 2.0,
+        "stop_from": 0.5,
+        "refine_region": "grid",
+        "refine_head": "head.safetensors",
     }
     hashes = {config_hash(base)}
     for field in fields(base):
@@ -108,4 +113,4 @@ def test_config_hash_tells_every_option_apart() -> None:
         one: dict[str, Any] = {field.name: changed[field.name]}
         hashes.add(config_hash(replace(base, **one)))
     assert len(hashes) == len(fields(base)) + 1
-    assert config_hash(EngineConfig()) == config_hash(base)
+    assert config_hash(EngineConfig(solver="ddim")) == config_hash(base)

@@ -110,7 +110,7 @@ def test_a_policy_brings_its_backbone_and_the_evaluation_says_where_it_runs(tmp_
     )
     folder = saved_policy(tmp_path / "policy", backbone_config=asdict(trained))
     policy = read_policy(folder, greedy=True, seed=0)
-    recipe = bench_recipe(policy.backbone, EvaluationConfig(device="cpu", dtype="bfloat16"))
+    recipe = bench_recipe(policy.trained.backbone, EvaluationConfig(device="cpu", dtype="bfloat16"))
     assert recipe.backbone == replace(trained, dtype="bfloat16", device="cpu")
 
 
@@ -118,7 +118,7 @@ def test_a_policy_that_knows_its_backbones_name_only_still_loads(tmp_path: Path)
     network, stored = load_policy(saved_policy(tmp_path / "new"))
     del stored["backbone_config"]
     save_policy(tmp_path / "old", network, {**stored, "backbone_name": "shapes"})
-    assert read_policy(tmp_path / "old", greedy=True, seed=0).backbone == BackboneConfig("shapes")
+    assert read_policy(tmp_path / "old", greedy=True, seed=0).trained.backbone == BackboneConfig("shapes")
     save_policy(tmp_path / "odd", network, {**stored, "backbone_config": {"nmae": "shapes"}})
     with pytest.raises(UserError, match=r"how it was trained \(unknown option backbone.nmae"):
         read_policy(tmp_path / "odd", greedy=True, seed=0)

@@ -1,0 +1,94 @@
+"""`addiffusion bench rollout`: how fast the engine is on this machine, and what it is compared with.
+
+Always true here: one process with one thread on a CPU, so that numbers of different machines can be compared;
+with `--scoring` a second process scores. Nothing is written but the file that was asked for, and that whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.errors import UserError
+
+
+def bench_rollout(
+    overrides: Sequence[str],
+    *,
+    episodes: int,
+    slots: int,
+    repeats: int,
+    scoring: bool,
+    device: str | None,
+    out: Path | None,
+) -> None:
+    """Measure with the configured backbone and engine, print the table, and write it as JSON if asked to."""
+    for option, value in (("--episodes", episodes), ("--slots", slots), ("--repeats", repeats)):
+        if value < 1:
+            raise UserError(f"{option}={value}: give a whole number from 1")
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UserError(f"--json={out}: give a file in a folder that exists")
+
+    import numpy as np
+    import torch
+
+    from actors.backbones.loading import load_with_pipeline
+    from actors.prompts import load_prompts
+    from evaluation.files import written_aside
+    from evaluation.process_client import scoring_process
+    from evaluation.progress import progress_bar
+    from evaluation.rollout_benchmark import run_benchmark, table
+    from evaluation.rollout_variants import Workload
+    from rewards_service.local import LocalClient
+    from rewards_service.world import load_scorers
+    from shapes import weights
+    from tune_configs.loading import compose
+
+    config = compose(overrides).run
+    torch.set_num_threads(1)
+    where = device if device is not None else config.backbone.device
+    pipeline, backbone = load_with_pipeline(replace(config.backbone, device=where))
+    folder = Path(config.backbone.scorers) if config.backbone.scorers else Path(weights.PATH)
+    client = LocalClient(load_scorers(folder, where))
+    prompts = load_prompts(
+        config.prompts.source, config.prompts.split, config.prompts.limit, config.prompts.seed
+    )
+    wanted = ("clip_image", "clip_text", "image_reward")
+    probe = client.score(np.zeros((1, 64, 64, 3), np.uint8), [prompts[0].text], wanted)
+    opening = functools.partial(load_scorers, folder, where)
+    with (
+        scoring_process(opening) if scoring else nullcontext() as remote,
+        progress_bar() as progress,
+    ):
+        report = run_benchmark(
+            Workload(
+                pipeline=pipeline,
+                backbone=backbone,
+                engine=config.engine,
+                prompts=[prompt.text for prompt in prompts],
+                slots=slots,
+                episodes=episodes,
+                repeats=repeats,
+                scorer=functools.partial(client.score, outputs=wanted),
+                embedding_dim=probe["clip_image"].shape[1],
+                client=remote,
+            ),
+            progress,
+        )
+    header, *rows = table([report])
+    printed = Table(*header, box=None)
+    for row in rows:
+        printed.add_row(*row)
+    Console().print(printed)
+    if out is not None:
+        with written_aside(out) as aside:
+            aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        typer.echo(f"{out}: all numbers, with every repetition")

@@ -1,7 +1,7 @@
 """Published architectures at full size with random weights, for measuring time and memory without a download.
 
 Always true here: layer for layer the networks of the published configs, made on the device they run on; every
-image is noise. The tokenizer knows letters only, but gives as many tokens as the published one; prompts cost
+image is noise. The tokenizers know letters only, but give as many tokens as the published ones; prompts cost
 what they would.
 """
 
@@ -10,29 +10,39 @@ from __future__ import annotations
 import json
 import string
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from numpy.typing import NDArray
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
 )
 
-from actors.contracts import Images
+from actors.backbones.config import Dtype
+from actors.schedule import SolverName
 
 CLIP_TOKENS = 77
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+T5_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -44,26 +54,16 @@ class Architecture:
     resolution: int
     guidance_scale: float
     memory_gb: float
+    solver: SolverName = "dpmpp"
+    num_steps: int = 20
+    dtype: Dtype = "float16"
+    """Of the weights on a GPU."""
 
 
 def stable_diffusion(device: str, dtype: torch.dtype, resolution: int) -> StableDiffusionPipeline:
     """Stable Diffusion 1.5 (Rombach et al. 2022): UNet 860M, VAE 84M, CLIP ViT-L/14 text encoder 123M."""
     tokenizer = letter_tokenizer(CLIP_TOKENS)
-    with _made_on(device, dtype):
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                max_position_embeddings=CLIP_TOKENS,
-                vocab_size=49408,
-                projection_dim=768,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+    with made_on(device, dtype):
         unet = UNet2DConditionModel(
             sample_size=resolution // 8,
             block_out_channels=(320, 640, 1280, 1280),
@@ -73,16 +73,161 @@ def stable_diffusion(device: str, dtype: torch.dtype, resolution: int) -> Stable
             attention_head_dim=8,
             cross_attention_dim=768,
         )
-        vae = AutoencoderKL(
-            sample_size=resolution,
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
+        text_encoder = CLIPTextModel(_clip_l(tokenizer))
+        vae = _vae(resolution, latent_channels=4, scaling_factor=0.18215)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=_ddim(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(device: str, dtype: torch.dtype, resolution: int) -> StableDiffusionXLPipeline:
+    """SDXL (Podell et al. 2023): UNet 2.6B, VAE 84M, CLIP ViT-L/14 and OpenCLIP ViT-bigG/14 text encoders."""
+    tokenizer = letter_tokenizer(CLIP_TOKENS)
+    with made_on(device, dtype):
+        unet = UNet2DConditionModel(
+            sample_size=resolution // 8,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             layers_per_block=2,
-            latent_channels=4,
-            scaling_factor=0.18215,
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
         )
-    scheduler = DDIMScheduler(
+        text_encoder = CLIPTextModel(_clip_l(tokenizer))
+        text_encoder_2 = CLIPTextModelWithProjection(
+            _clip(
+                tokenizer,
+                hidden_size=1280,
+                intermediate_size=5120,
+                num_hidden_layers=32,
+                num_attention_heads=20,
+                projection_dim=1280,
+                hidden_act="gelu",
+            )
+        )
+        vae = _vae(resolution, latent_channels=4, scaling_factor=0.13025, force_upcast=True)
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=_ddim(),
+        add_watermarker=False,
+    )
+
+
+def flux_schnell(device: str, dtype: torch.dtype, resolution: int) -> FluxPipeline:
+    """FLUX.1 schnell (Black Forest Labs 2024): transformer 11.9B, T5-XXL 4.8B, CLIP ViT-L/14, VAE 84M."""
+    tokenizer = letter_tokenizer(CLIP_TOKENS)
+    with made_on(device, dtype):
+        transformer = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=19,
+            num_single_layers=38,
+            attention_head_dim=128,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            pooled_projection_dim=768,
+            guidance_embeds=False,
+        )
+        text_encoder = CLIPTextModel(_clip_l(tokenizer))
+        text_encoder_2 = T5EncoderModel(
+            T5Config(
+                d_model=4096,
+                d_ff=10240,
+                d_kv=64,
+                num_layers=24,
+                num_heads=64,
+                feed_forward_proj="gated-gelu",
+                vocab_size=32128,
+            )
+        )
+        vae = _vae(
+            resolution,
+            latent_channels=16,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    pipeline = FluxPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=letter_tokenizer_t5(T5_TOKENS),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+    )
+    pipeline.default_sample_size = resolution // pipeline.vae_scale_factor
+    return pipeline
+
+
+ARCHITECTURES = {
+    "sd15": Architecture(stable_diffusion, resolution=512, guidance_scale=7.5, memory_gb=40.0),
+    "sdxl": Architecture(stable_diffusion_xl, resolution=1024, guidance_scale=5.0, memory_gb=80.0),
+    "flux": Architecture(
+        flux_schnell,
+        resolution=1024,
+        guidance_scale=1.0,
+        memory_gb=80.0,
+        solver="flow_euler",
+        num_steps=4,
+        dtype="bfloat16",
+    ),
+}
+
+
+def _clip_l(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """CLIP ViT-L/14's text encoder (Radford et al. 2021)."""
+    return _clip(
+        tokenizer,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        projection_dim=768,
+    )
+
+
+def _clip(tokenizer: CLIPTokenizer, **sizes: Any) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        max_position_embeddings=CLIP_TOKENS,
+        vocab_size=49408,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sizes,
+    )
+
+
+def _vae(resolution: int, **options: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        sample_size=resolution,
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        **options,
+    )
+
+
+def _ddim() -> DDIMScheduler:
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -90,57 +235,6 @@ def stable_diffusion(device: str, dtype: torch.dtype, resolution: int) -> Stable
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-ARCHITECTURES = {"sd15": Architecture(stable_diffusion, resolution=512, guidance_scale=7.5, memory_gb=40.0)}
-
-
-class RandomClip:
-    """CLIP ViT-L/14's image tower (Radford et al. 2021) with random weights, as what `seed` needs scored.
-
-    Texts are unit vectors drawn once a prompt: their encoder runs once a prompt and is not measured.
-    """
-
-    embedding_dim = 768
-
-    def __init__(self, device: str, dtype: torch.dtype) -> None:
-        config = CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            patch_size=14,
-            image_size=224,
-            projection_dim=self.embedding_dim,
-        )
-        with _made_on(device, dtype):
-            self._tower = CLIPVisionModelWithProjection(config).eval()
-        self._mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1)
-
-    @torch.inference_mode()
-    def __call__(self, images: Images, prompts: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Unit embeddings of images and prompts, and their product as image_reward."""
-        pixels = torch.from_numpy(images).to(self._mean.device).permute(0, 3, 1, 2).float() / 255.0
-        pixels = torch.nn.functional.interpolate(pixels, (224, 224), mode="bilinear", antialias=True)
-        embedded = self._tower(((pixels - self._mean) / self._std).to(self._tower.dtype)).image_embeds
-        image_BD = torch.nn.functional.normalize(embedded.float(), dim=1).cpu().numpy()
-        text_BD = np.stack([self._text(prompt) for prompt in prompts])
-        return {"clip_image": image_BD, "clip_text": text_BD, "image_reward": (image_BD * text_BD).sum(1)}
-
-    def _text(self, prompt: str) -> NDArray[np.float32]:
-        drawn = np.random.default_rng(list(prompt.encode())).standard_normal(self.embedding_dim)
-        return (drawn / np.linalg.norm(drawn)).astype(np.float32)
 
 
 def letter_tokenizer(tokens: int) -> CLIPTokenizer:
@@ -154,8 +248,17 @@ def letter_tokenizer(tokens: int) -> CLIPTokenizer:
         return CLIPTokenizer(str(vocab), str(merges), model_max_length=tokens)
 
 
+def letter_tokenizer_t5(tokens: int) -> T5TokenizerFast:
+    """A T5 tokenizer to which every word is unknown; prompts are padded to `tokens` as ever."""
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=tokens)
+
+
 @contextmanager
-def _made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
+def made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
     """New modules are made on the device in this dtype: never a copy in float32, never one on the CPU."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

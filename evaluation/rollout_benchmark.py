@@ -24,7 +24,8 @@ from actors.backbones.config import Dtype
 from actors.backbones.from_pipeline import backbone_of
 from actors.backbones.schedulers import matching_scheduler
 from actors.engine import EngineConfig
-from evaluation.architectures import ARCHITECTURES, RandomClip
+from evaluation.architectures import ARCHITECTURES
+from evaluation.random_clip import RandomClip
 from evaluation.rollout_variants import VIEWS, Variants, Workload
 from evaluation.stopwatch import peak_memory_mib, reset_peak_memory
 
@@ -144,16 +145,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     architecture = ARCHITECTURES[options.architecture]
     resolution = options.resolution or architecture.resolution
-    dtype = getattr(torch, options.dtype)
+    cuda = options.device.startswith("cuda")
+    dtype_name = options.dtype or (architecture.dtype if cuda else "float32")
+    dtype = getattr(torch, dtype_name)
     pipeline = architecture.build(options.device, dtype, resolution)
     clip = RandomClip(options.device, dtype)
+    num_steps = options.steps or architecture.num_steps
     reports = []
     for batch in options.batch:
         workload = Workload(
             pipeline=pipeline,
             backbone=backbone_of(pipeline),
             engine=EngineConfig(
-                solver=options.solver, num_steps=options.steps, guidance_scale=architecture.guidance_scale
+                solver=options.solver or architecture.solver,
+                num_steps=num_steps,
+                warmup_steps=min(3, num_steps - 1),
+                guidance_scale=architecture.guidance_scale,
             ),
             prompts=PROMPTS,
             slots=batch,
@@ -183,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "architecture": options.architecture,
             "weights": "random",
             "resolution": resolution,
-            "dtype": options.dtype,
+            "dtype": dtype_name,
             "memory_limit_gb": limit_gb,
             "slots_within_limit": max(fitting, default=None),
             "runs": reports,
@@ -201,11 +208,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=_positive, nargs="+", default=[1, 2, 4, 8, 16], metavar="SLOTS")
     parser.add_argument("--episodes", type=_positive, help="of a rollout; by default two a slot")
     parser.add_argument("--resolution", type=_positive, help="pixels a side; by default as published")
-    parser.add_argument("--steps", type=_positive, default=20, help="of the schedule")
-    parser.add_argument("--solver", choices=("ddim", "dpmpp"), default="dpmpp")
+    parser.add_argument("--steps", type=_positive, help="of the schedule; by default as published")
+    parser.add_argument("--solver", choices=("ddim", "dpmpp"), help="of sd15 and sdxl; by default dpmpp")
     parser.add_argument("--repeats", type=_positive, default=5)
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", choices=get_args(Dtype), default="float16" if cuda else "float32")
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="by default as published, on a CPU float32")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 

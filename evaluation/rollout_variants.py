@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from diffusers import FluxPipeline
 from numpy.typing import NDArray
 
+from actors.backbones.flux import prompt_tokens
 from actors.contracts import Backbone, EpisodeRequest, EpisodeResult, QualityScorer
 from actors.engine import Engine, EngineConfig, Episode
 from actors.observations import ObservationConfig, ObservationSizes, Observer, PolicyView
@@ -217,6 +219,9 @@ class Variants:
         pipeline, config = self.workload.pipeline, self.engine.config
         pipeline.set_progress_bar_config(disable=True)
         height, width = (side * pipeline.vae_scale_factor for side in self.backbone.latent_shape[1:])
+        options = {}
+        if isinstance(pipeline, FluxPipeline):  # as many T5 tokens as the backbone takes
+            options["max_sequence_length"] = prompt_tokens(pipeline.transformer)
         start = clock(self.device)
         pipeline(
             [request.prompt for request in requests],
@@ -226,6 +231,7 @@ class Variants:
             width=width,
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
             output_type="np",
+            **options,
         )
         return clock(self.device) - start
 

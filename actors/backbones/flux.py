@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, FluxPipeline
+from diffusers import AutoencoderTiny, FluxPipeline, FluxTransformer2DModel
 
 from actors.backbones.config import BackboneConfig
 from actors.backbones.decoding import Decoder
@@ -84,8 +84,7 @@ class FluxBackbone:
         if config.compile:
             self._transformer.compile()
         self._decoder = Decoder(pipeline.vae, pipeline.vae_scale_factor, tiny_decoder)
-        length = _DEV_TOKENS if self._takes_guidance else _SCHNELL_TOKENS
-        self._tokenize = PromptTokenizer(pipeline.tokenizer_2, length)
+        self._tokenize = PromptTokenizer(pipeline.tokenizer_2, prompt_tokens(self._transformer))
         # CLIP's one vector sums up what it sees of the prompt; T5 reads on, so only T5's limit is a loss.
         self._tokenize_clip = PromptTokenizer(
             pipeline.tokenizer, pipeline.tokenizer.model_max_length, warns=False
@@ -161,6 +160,11 @@ class FluxBackbone:
         image_BQC = output[1]
         if image_BQC is not named_inputs["hidden_states"]:  # a cache hands its input through
             self._features_BF = image_BQC.float().mean(dim=1)
+
+
+def prompt_tokens(transformer: FluxTransformer2DModel) -> int:
+    """T5 tokens of a prompt that this transformer was trained with."""
+    return _DEV_TOKENS if transformer.config.guidance_embeds else _SCHNELL_TOKENS
 
 
 def pack(latents_BCHW: torch.Tensor) -> torch.Tensor:

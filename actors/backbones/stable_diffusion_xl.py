@@ -7,6 +7,7 @@ image was neither scaled nor cropped: original and target size are the resolutio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,9 +76,12 @@ class StableDiffusionXLBackbone:
             [[*resolution, 0, 0, *resolution]], dtype=unet.dtype, device=self.device
         )
         self._zero_null: bool = pipeline.config.force_zeros_for_empty_prompt
-        if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast"):
-            pipeline.vae.to(torch.float32)  # its activations overflow float16
-        self._decoder = Decoder(pipeline.vae, pixels, tiny_decoder)
+        vae = pipeline.vae
+        if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
+            vae = copy.deepcopy(vae).to(
+                torch.float32
+            )  # overflows float16; the pipeline's own casts by itself
+        self._decoder = Decoder(vae, pixels, tiny_decoder)
         self._tokenizers = [
             PromptTokenizer(pipeline.tokenizer, pipeline.tokenizer.model_max_length),
             PromptTokenizer(pipeline.tokenizer_2, pipeline.tokenizer_2.model_max_length, warns=False),

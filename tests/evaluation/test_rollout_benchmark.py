@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from actors.contracts import Conditioning, Denoised, Images
 from actors.engine import EngineConfig
 from evaluation import rollout_benchmark
-from evaluation.architectures import ARCHITECTURES, Architecture, RandomClip, letter_tokenizer
+from evaluation.architectures import ARCHITECTURES, letter_tokenizer, letter_tokenizer_t5
+from evaluation.random_clip import RandomClip
 from evaluation.rollout_benchmark import main, run_benchmark, table
 from evaluation.rollout_variants import Workload
-from tests.actors.conftest import pipeline, pipeline_folder  # noqa: F401
+from tests.actors.folders import save_flux, save_stable_diffusion, save_stable_diffusion_xl
 from tests.evaluation.fakes import FakeBackbone
 
 STEP, ENCODE, DECODE, SCORE, STOCK = 1.0, 2.0, 0.25, 0.5, 9.0
@@ -154,12 +156,39 @@ def test_what_was_not_measured_is_none_and_a_dash(clock: Clock) -> None:
     assert cells["times stock pipeline"] == f"{report['vs_stock_pipeline']:.3f}"
 
 
-def test_sd15_has_the_published_number_of_parameters() -> None:
-    made = ARCHITECTURES["sd15"].build("meta", torch.float16, 512)
-    counts = [sum(p.numel() for p in part.parameters()) for part in (made.unet, made.vae, made.text_encoder)]
-    assert counts == [859_520_964, 83_653_863, 123_060_480]
-    assert made.unet.dtype == torch.float16
-    assert made.unet.config.sample_size == 64
+@pytest.mark.parametrize(
+    ("name", "resolution", "counts"),
+    [
+        ("sd15", 512, {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
+        (
+            "sdxl",
+            1024,
+            {
+                "unet": 2_567_463_684,
+                "vae": 83_653_863,
+                "text_encoder": 123_060_480,
+                "text_encoder_2": 694_659_840,
+            },
+        ),
+        (
+            "flux",
+            1024,
+            {
+                "transformer": 11_891_178_560,
+                "vae": 83_819_683,
+                "text_encoder": 123_060_480,
+                "text_encoder_2": 4_762_310_656,
+            },
+        ),
+    ],
+)
+def test_architectures_have_the_published_numbers_of_parameters(
+    name: str, resolution: int, counts: dict[str, int]
+) -> None:
+    made = ARCHITECTURES[name].build("meta", torch.float16, resolution)
+    parts = {part: getattr(made, part) for part in counts}
+    assert {part: sum(p.numel() for p in network.parameters()) for part, network in parts.items()} == counts
+    assert {network.dtype for network in parts.values()} == {torch.float16}
 
 
 def test_clip_stands_in_at_its_published_size() -> None:
@@ -168,13 +197,32 @@ def test_clip_stands_in_at_its_published_size() -> None:
 
 
 def test_prompts_are_as_long_as_published() -> None:
-    ids = letter_tokenizer(77)("a red fox", padding="max_length", max_length=77).input_ids
-    assert len(ids) == 77
+    for tokenizer, tokens in ((letter_tokenizer(77), 77), (letter_tokenizer_t5(512), 512)):
+        assert len(tokenizer("a red fox", padding="max_length", max_length=tokens).input_ids) == tokens
 
 
+def tiny_flux(folder: Path) -> FluxPipeline:
+    save_flux(folder, dev=False)
+    loaded = FluxPipeline.from_pretrained(folder)
+    loaded.default_sample_size = 8
+    return loaded
+
+
+def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
+    save_stable_diffusion_xl(folder)
+    return StableDiffusionXLPipeline.from_pretrained(folder)
+
+
+def tiny_sd(folder: Path) -> StableDiffusionPipeline:
+    save_stable_diffusion(folder)
+    return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+
+
+@pytest.mark.parametrize(("name", "make"), [("sd15", tiny_sd), ("sdxl", tiny_sdxl), ("flux", tiny_flux)])
 def test_the_module_runs_by_itself(
+    name: str,
+    make: Callable[[Path], Any],
     tmp_path: Path,
-    pipeline: Any,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -188,11 +236,12 @@ def test_the_module_runs_by_itself(
             ones = np.ones((len(images), 4), np.float32)
             return {"clip_image": ones, "clip_text": ones, "image_reward": ones[:, 0]}
 
-    tiny = Architecture(lambda device, dtype, resolution: pipeline, 64, 3.0, memory_gb=1e-6)
-    monkeypatch.setitem(ARCHITECTURES, "sd15", tiny)
+    pipeline = make(tmp_path / "made")
+    tiny = replace(ARCHITECTURES[name], build=lambda device, dtype, resolution: pipeline, memory_gb=1e-6)
+    monkeypatch.setitem(ARCHITECTURES, name, tiny)
     monkeypatch.setattr(rollout_benchmark, "RandomClip", Clip)
-    out = tmp_path / "sd15.json"
-    arguments = "--architecture sd15 --random-weights --batch 1 2 --steps 4 --repeats 1 --device cpu"
+    out = tmp_path / "out.json"
+    arguments = f"--architecture {name} --random-weights --batch 1 2 --steps 4 --repeats 1 --device cpu"
     main([*arguments.split(), "--dtype", "float32", "--json", str(out)])
     summary = json.loads(out.read_text())
     assert [run["slots"] for run in summary["runs"]] == [1, 2]

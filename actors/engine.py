@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from actors.actions import Action, Advance, Guide, Refine, Reuse, legal_row, make_actions
-from actors.contracts import Backbone, Conditioning, DecisionRecord, EpisodeRequest, Images, ScoreRow
+from actors.conditioning import conditioning_row, stack_conditioning
+from actors.contracts import Backbone, DecisionRecord, EpisodeRequest, Images, ScoreRow
 from actors.episode import EngineConfig, Episode
 from actors.errors import UserError
 from actors.observations import quality_vector
@@ -293,31 +294,6 @@ def _check_backbone(backbone: Backbone, config: EngineConfig, actions: Sequence[
     for action in actions:
         if isinstance(action, Guide):
             action.check(config)
-
-
-def conditioning_row(conditioning: Conditioning, row: int) -> Conditioning:
-    """One prompt's conditioning out of a batch, still with a batch axis of 1."""
-    one = slice(row, row + 1)
-    null_BLD = conditioning.null_BLD
-    return Conditioning(
-        text_BLD=conditioning.text_BLD[one],
-        null_BLD=null_BLD[one] if null_BLD is not None else None,
-        pooled_BD=conditioning.pooled_BD[one],
-        token_mask_BL=conditioning.token_mask_BL[one],
-        extras={name: values[one] for name, values in conditioning.extras.items()},
-    )
-
-
-def stack_conditioning(rows: Sequence[Conditioning]) -> Conditioning:
-    """Rows of one backbone as one batch."""
-    nulls = [row.null_BLD for row in rows if row.null_BLD is not None]
-    return Conditioning(
-        text_BLD=torch.cat([row.text_BLD for row in rows]),
-        null_BLD=torch.cat(nulls) if nulls else None,
-        pooled_BD=torch.cat([row.pooled_BD for row in rows]),
-        token_mask_BL=torch.cat([row.token_mask_BL for row in rows]),
-        extras={name: torch.cat([row.extras[name] for row in rows]) for name in rows[0].extras},
-    )
 
 
 def _continue_refinement(

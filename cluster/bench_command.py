@@ -80,6 +80,8 @@ def bench_rollout(
                 scorer=functools.partial(client.score, outputs=wanted),
                 embedding_dim=probe["clip_image"].shape[1],
                 client=remote,
+                reward=config.reward,
+                continue_logit=config.ppo.continue_logit,
             ),
             progress,
         )

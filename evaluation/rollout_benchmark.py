@@ -87,11 +87,13 @@ def run_benchmark(workload: Workload, progress: Progress) -> dict[str, Any]:
         "denoiser_utilisation_scoring": measured.median("denoiser_utilisation_scoring"),
         "episodes_per_s": measured.median("episodes_per_s"),
         "episodes_per_s_scoring": measured.median("episodes_per_s_scoring"),
+        "previews_per_call_scoring": measured.median("previews_per_call_scoring"),
         "decision_overhead": {
             view: None if share is None else 100.0 * share for view, share in overhead.items()
         },
         "step_ms": 1000.0 * (measured.median("step_latent_s") or 0.0),
         "vs_serial": measured.ratio("serial_s", "batched_s"),
+        "latent_vs_serial_seed": measured.ratio("serial_s", "batched_latent_s"),
         "vs_stock_pipeline": measured.ratio("stock_s", "engine_s"),
         "peak_memory_mib": peak_mib,
         "solver": workload.engine.solver,
@@ -134,7 +136,9 @@ def _cells(report: dict[str, Any]) -> dict[str, str]:
         "episodes/s, scoring": cell(report["episodes_per_s_scoring"], ".2f"),
         "denoiser call, ms": cell(report["step_ms"], ".1f"),
         **{f"decision, {view}, % of a call": cell(overhead[view], ".2f") for view in VIEWS},
-        "times serial": cell(report["vs_serial"], ".2f"),
+        "previews per call, scoring": cell(report["previews_per_call_scoring"], ".2f"),
+        "times serial, both seed": cell(report["vs_serial"], ".2f"),
+        "times serial seed, itself latent": cell(report["latent_vs_serial_seed"], ".2f"),
         "times stock pipeline": cell(report["vs_stock_pipeline"], ".3f"),
         "peak memory, MiB": cell(report["peak_memory_mib"], ".0f"),
     }

@@ -26,6 +26,7 @@ from actors.rollout import decide, rollout
 from evaluation.stopwatch import TimedBackbone, clock
 
 if TYPE_CHECKING:
+    from rewards_service.arithmetic import RewardConfig
     from rewards_service.contracts import RewardClient
 
 DECODED_AT_ONCE = 8
@@ -35,7 +36,11 @@ VIEWS: tuple[PolicyView, ...] = ("latent", "timestep", "seed")
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured. scorer: gives what the `seed` view needs; client: scores in another process."""
+    """What is measured.
+
+    scorer: gives what the `seed` view needs; client: scores in another process what `reward` asks for, of
+    episodes whose policy leans towards `continue` by `continue_logit`.
+    """
 
     pipeline: Any
     backbone: Backbone
@@ -47,6 +52,8 @@ class Workload:
     scorer: QualityScorer | None = None
     embedding_dim: int = 768
     client: RewardClient | None = None
+    reward: RewardConfig | None = None
+    continue_logit: float = 0.0
 
     @property
     def views(self) -> tuple[PolicyView, ...]:
@@ -100,7 +107,7 @@ class Variants:
         first, self._drawn = self._drawn, self._drawn + count
         prompts = self.workload.prompts
         return [
-            EpisodeRequest(f"{number} {prompts[number % len(prompts)]}", number)
+            EpisodeRequest(prompts[number % len(prompts)] + _blanks(number), number)
             for number in range(first, first + count)
         ]
 
@@ -111,12 +118,13 @@ class Variants:
         return {"denoiser_utilisation": busy / seconds, "episodes_per_s": self.workload.episodes / seconds}
 
     def serial_and_batched(self) -> dict[str, float]:
-        """The same episodes with the `seed` view, one at a time and `slots` at a time."""
+        """The same episodes one at a time with `seed`, and `slots` at a time with `seed` and `latent`."""
         requests = self.requests(self.workload.episodes)
         serial, alone = self._timed("seed", requests, 1)
         batched, together = self._timed("seed", requests, self.workload.slots)
-        assert alone == together, "serial and batched took different decisions"
-        return {"serial_s": serial, "batched_s": batched}
+        latent, likewise = self._timed("latent", requests, self.workload.slots)
+        assert alone == together == likewise, "serial and batched took different decisions"
+        return {"serial_s": serial, "batched_s": batched, "batched_latent_s": latent}
 
     def engine_and_stock(self) -> dict[str, float]:
         """One batch to the end of the schedule and decoded, by the engine and by diffusers."""
@@ -134,18 +142,24 @@ class Variants:
         return seconds
 
     def scoring(self) -> dict[str, float]:
-        """Two groups, every preview scored in another process while the other group denoises."""
+        """Two groups as in training: one is scored in another process while the other denoises.
+
+        The prompts are the same in every repetition, as they are in every pass of a training run.
+        """
         from actors.collector import Collector, TrainingRequest
         from actors.ledger import Target
-        from rewards_service.arithmetic import RewardConfig, required_outputs
+        from rewards_service.arithmetic import required_outputs
 
-        client = self.workload.client
+        client, reward = self.workload.client, self.workload.reward
         assert client is not None
+        assert reward is not None
         observer, decider = self.parts["latent"]
         collector = Collector(self.engine, observer, client, slots=self.workload.slots, groups=2)
-        reward = RewardConfig(profile="balanced")
         target = Target(dict.fromkeys(required_outputs(reward), 0.0))
-        requests = self.requests(self.workload.episodes)
+        prompts = self.workload.prompts
+        requests = [
+            EpisodeRequest(prompts[number % len(prompts)], number) for number in range(self.workload.episodes)
+        ]
 
         def policy(observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
             policy_BD, _, _ = observer.split(torch.from_numpy(observations_BD))
@@ -158,10 +172,12 @@ class Variants:
             [TrainingRequest(request, (request.seed,), target) for request in requests], policy, reward
         )
         seconds = clock(self.device) - start
-        busy = sum(self.backbone.take_seconds())
+        calls_s = self.backbone.take_seconds()
+        busy, calls = sum(calls_s), len(calls_s)
         return {
             "denoiser_utilisation_scoring": busy / seconds,
             "episodes_per_s_scoring": len(requests) / seconds,
+            "previews_per_call_scoring": collector.times.previews / calls,
         }
 
     def with_previews(self) -> None:
@@ -183,7 +199,10 @@ class Variants:
         sizes = ObservationSizes(backbone.feature_dim, backbone.text_dim, self.workload.embedding_dim)
         scores = ("image_reward",)
         observer = Observer(ObservationConfig(view, look_scores=scores), sizes, self.engine.action_names)
-        return observer, PolicyDecider(PolicyNetwork(observer.policy_dim, self.engine.num_actions), observer)
+        network = PolicyNetwork(observer.policy_dim, self.engine.num_actions)
+        leaning = [self.workload.continue_logit if name == "continue" else 0.0 for name in observer.actions]
+        network.set_initial_logits(leaning)
+        return observer, PolicyDecider(network, observer)
 
     def _timed(
         self, view: PolicyView, requests: Sequence[EpisodeRequest], slots: int
@@ -250,6 +269,11 @@ class Variants:
                 decide(self.engine, stops, observer, self.workload.scorer, deciding, False)
                 seconds.append(clock(self.device) - start)
         return median(seconds), median(self.backbone.take_seconds())
+
+
+def _blanks(number: int) -> str:
+    """The number in spaces and tabs: another text, but the same tokens."""
+    return f"{number:b}".translate(str.maketrans("01", " \t"))
 
 
 def continue_or_stop(config: EngineConfig) -> EngineConfig:

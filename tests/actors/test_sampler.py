@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from actors.backbones.config import BackboneConfig
+from actors.backbones.from_pipeline import backbone_of
+from actors.backbones.loading import load_backbone
 from actors.backbones.schedulers import matching_scheduler
 from actors.backbones.stable_diffusion import StableDiffusionBackbone
-from actors.contracts import EpisodeRequest, EpisodeResult
+from actors.contracts import Backbone, EpisodeRequest, EpisodeResult
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
 from actors.observations import ObservationConfig, ObservationSizes, Observer
@@ -31,10 +34,11 @@ LOOKING = EngineConfig(num_steps=6, warmup_steps=1, actions=("continue", "stop",
 
 def save_wilful_policy(
     folder: Path,
-    backbone: StableDiffusionBackbone,
+    backbone: Backbone,
     engine: EngineConfig,
     view: str = "latent",
     identity: str | None = None,
+    options: BackboneConfig | None = None,
 ) -> Path:
     """A random policy whose choice hangs on what it observes."""
     observation = ObservationConfig(view, look_scores=("image_reward",))  # type: ignore[arg-type]
@@ -45,7 +49,7 @@ def save_wilful_policy(
     torch.nn.init.normal_(network.layers[-1].weight)  # type: ignore[arg-type]
     metadata = {
         "backbone": identity or backbone.identity,
-        "backbone_name": "tiny",
+        "backbone_config": asdict(options or BackboneConfig("tiny")),
         "engine": asdict(engine),
         "observation": asdict(observation),
         "sizes": asdict(sizes),
@@ -56,7 +60,7 @@ def save_wilful_policy(
 
 def engine_results(
     folder: Path,
-    backbone: StableDiffusionBackbone,
+    backbone: Backbone,
     engine: EngineConfig,
     view: str,
 ) -> list[EpisodeResult]:
@@ -115,6 +119,38 @@ def test_sampler_gives_the_engines_images_and_leaves_the_pipeline_as_it_was(
     )
     after = own_pipeline("sky", num_inference_steps=2, latents=noise(1), output_type="np").images
     np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_sampler_takes_every_kind_of_pipeline(tmp_path: Path, folder: Path) -> None:
+    """And a policy's own resolution, which is not the pipeline's."""
+    options = BackboneConfig(str(folder), height=16, width=32)
+    backbone = load_backbone(options)
+    flow = backbone.prediction_type == "flow"
+    engine = replace(LOOKING, solver="flow_euler") if flow else LOOKING
+    policy = save_wilful_policy(tmp_path, backbone, engine, options=options)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    sampled = AdaptiveSampler.from_pretrained(policy, scorer=brightness_scorer)(
+        pipeline, PROMPTS, seeds=range(len(PROMPTS)), output_type="latent"
+    )
+    expected = engine_results(policy, backbone, engine, "latent")
+    assert steps_of(sampled.episodes) == steps_of(expected)
+    assert isinstance(sampled.images, torch.Tensor)
+    torch.testing.assert_close(
+        sampled.images, torch.stack([result.latents_CHW for result in expected]), atol=1e-4, rtol=0
+    )
+    assert sampled.images.shape[1:] == backbone.latent_shape
+
+
+def test_a_pipelines_vae_keeps_its_type(sdxl_folder: Path) -> None:
+    """SDXL's overflows float16: the pipeline casts it for each decoding, and goes on doing so."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl_folder)
+    pipeline.vae = AutoencoderKL(
+        latent_channels=4, force_upcast=True, norm_num_groups=8, block_out_channels=(8,)
+    )
+    pipeline.vae.half()
+    backbone = backbone_of(pipeline)
+    backbone.decode(torch.zeros(1, *backbone.latent_shape))
+    assert pipeline.vae.dtype == torch.float16
 
 
 def test_pil_and_np_are_diffusers_own_decoding(

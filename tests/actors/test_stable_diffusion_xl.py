@@ -14,7 +14,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from actors.backbones.config import BackboneConfig
 from actors.backbones.loading import load_backbone
 from actors.backbones.stable_diffusion_xl import StableDiffusionXLBackbone
-from actors.engine import EngineConfig, conditioning_row, stack_conditioning
+from actors.conditioning import conditioning_row, stack_conditioning
+from actors.engine import EngineConfig
 from tests.actors.folders import save_stable_diffusion_xl
 from tests.actors.probabilities import ProbabilitiesOf
 from tests.actors.trajectories import first_noises, run_to_the_end

@@ -152,7 +152,7 @@ def test_what_was_not_measured_is_none_and_a_dash(clock: Clock) -> None:
     assert report["vs_serial"] is None
     assert report["decision_overhead"]["seed"] is None
     cells = dict(table([report])[1:])
-    assert cells["times serial"] == "-"
+    assert cells["times serial, both seed"] == "-"
     assert cells["times stock pipeline"] == f"{report['vs_stock_pipeline']:.3f}"
 
 

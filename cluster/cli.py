@@ -137,7 +137,7 @@ def bench_rollout(
     overrides: Overrides = None,
     episodes: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Images of one rollout.")
-    ] = 32,
+    ] = 64,
     slots: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Images that share a denoiser call.")
     ] = 16,

@@ -54,9 +54,10 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
 
 
 def check_inputs(settings: Settings) -> None:
-    """Look at the disk, the prompts of both parts and the names of the actions, before anything starts."""
+    """Look at the disk, the prompts of both parts, the actions and the baselines, before anything starts."""
     from actors.actions import make_actions
     from actors.prompts import EVALUATION_OPTIONS, load_prompts
+    from evaluation.baselines import check_baselines
 
     free = shutil.disk_usage(existing_parent(Path(settings.run.runs_dir))).free
     if free < DISK_BYTES:
@@ -68,6 +69,7 @@ def check_inputs(settings: Settings) -> None:
     load_prompts(prompts.source, split=prompts.split, limit=prompts.limit, seed=prompts.seed)
     load_prompts(evaluation.prompts, evaluation.split, 1, evaluation.seed, EVALUATION_OPTIONS)
     make_actions(settings.run.engine.actions)
+    check_baselines(evaluation.baselines, settings.run.engine)
 
 
 def _new_run(overrides: Sequence[str]) -> Settings:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from actors.contracts import Decider
 from actors.engine import EngineConfig
 from actors.errors import UserError
+from actors.schedule import SolverName
 
 if TYPE_CHECKING:
     from actors.engine import Episode
@@ -31,9 +32,12 @@ DEFAULT_BASELINES = (
     *(f"best-of-{attempts}@7" for attempts in (2, 3, 4)),
     "best-of-2@10",
 )
-ACCEPTED = "ddim-N, dpmpp-N, best-of-K@N or oracle-best-of-K@N with N from 2 to 1000 and K from 2 to 100"
+ACCEPTED = "ddim-N, dpmpp-N, euler-N, lcm-N, best-of-K@N or oracle-best-of-K@N with N from 2 to 1000 and K from 2 to 100"
 
-_FIXED = re.compile(r"(ddim|dpmpp)-(\d{1,4})")
+SOLVERS: dict[str, SolverName] = {"ddim": "ddim", "dpmpp": "dpmpp", "euler": "flow_euler", "lcm": "lcm"}
+"""By the first part of a baseline's name."""
+
+_FIXED = re.compile(r"(ddim|dpmpp|euler|lcm)-(\d{1,4})")
 _BEST_OF = re.compile(r"(oracle-)?best-of-(\d{1,3})@(\d{1,4})")
 
 
@@ -42,7 +46,7 @@ class Baseline:
     """One fixed way to make an image: a solver, its steps, and how many attempts it chooses from."""
 
     name: str
-    solver: Literal["ddim", "dpmpp"]
+    solver: SolverName
     num_steps: int
     attempts: int = 1
     oracle: bool = False
@@ -50,10 +54,16 @@ class Baseline:
     def engine_config(self, policy: EngineConfig) -> EngineConfig:
         """The engine it runs on, with the policy's guidance and, where it looks, the policy's price of that.
 
-        What an option cannot change is left at its default, so that a change of it reuses the rows.
+        What an option cannot change is left at its default, so that a change of it reuses the rows. Where the
+        policy steps as its model was distilled for (lcm, or ddim with noise), attempts do too.
         """
+        distilled = policy.solver == "lcm" or policy.eta > 0.0
+        solver = policy.solver if self.attempts > 1 and distilled else self.solver
+        own = distilled and solver == policy.solver
         return EngineConfig(
-            solver=self.solver,
+            solver=solver,
+            eta=policy.eta if own else 0.0,
+            timestep_spacing=policy.timestep_spacing if own else None,
             num_steps=self.num_steps,
             guidance_rule=policy.guidance_rule,
             guidance_scale=policy.guidance_scale,
@@ -100,7 +110,7 @@ class BestOfDecider:
 def parse_baseline(name: str) -> Baseline:
     """The baseline of this name; UserError for a name that is none."""
     if match := _FIXED.fullmatch(name):
-        baseline = Baseline(name, "ddim" if match[1] == "ddim" else "dpmpp", int(match[2]))
+        baseline = Baseline(name, SOLVERS[match[1]], int(match[2]))
     elif match := _BEST_OF.fullmatch(name):
         baseline = Baseline(name, "dpmpp", int(match[3]), int(match[2]), oracle=match[1] is not None)
     else:
@@ -109,6 +119,20 @@ def parse_baseline(name: str) -> Baseline:
     if baseline.num_steps not in range(2, 1001) or baseline.attempts not in attempts_allowed:
         raise UserError(f"evaluation.baselines={name!r}: accepted are {ACCEPTED}")
     return baseline
+
+
+def check_baselines(names: Sequence[str], policy: EngineConfig) -> None:
+    """UserError for a baseline that cannot run on the kind of model that the policy's solver is for."""
+    flow = policy.solver == "flow_euler"
+    for name in names:
+        solver = parse_baseline(name).solver
+        if (flow and solver in ("ddim", "lcm")) or (
+            policy.solver in ("ddim", "lcm") and solver == "flow_euler"
+        ):
+            accepted = "euler-N, dpmpp-N or best-of-K@N" if flow else "ddim-N, dpmpp-N, lcm-N or best-of-K@N"
+            raise UserError(
+                f"evaluation.baselines={name!r}: accepted with engine.solver={policy.solver}: {accepted}"
+            )
 
 
 def config_hash(config: EngineConfig) -> str:

@@ -29,7 +29,7 @@ class EvaluationConfig:
     baselines: tuple[str, ...] = DEFAULT_BASELINES
     resamples: int = 10_000
     margin: float = 0.01
-    """How much worse than DDIM-50 still counts as not worse (H1)."""
+    """How much worse than DDIM-50 (Euler-50 for flow models) still counts as not worse (H1)."""
     nfe_limit: float = 30.0
     """The mean NFE within which H1 has to hold."""
     slots: int = 16

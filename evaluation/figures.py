@@ -45,6 +45,7 @@ POLICY = Look("the policy", "#D55E00", "D", (0, 0))
 FAMILIES = {
     "ddim": Look("DDIM-N", "#0072B2", "s", (5, -12)),
     "dpmpp": Look("DPM-Solver++-N", "#009E73", "o", (-5, 5)),
+    "euler": Look("Euler-N", "#56B4E9", "s", (5, -12)),
     "best-of": Look("best of K at N steps", "#B3589A", "^", (6, 5)),
     "oracle": Look("oracle best of K (a bound)", "#777777", "*", (-6, 5)),
 }

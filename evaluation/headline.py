@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from evaluation.hypotheses import H1_REFERENCES
+
 Outcome = Literal["saved", "nothing shown", "worse"]
 
 DEGENERATE_SHARE = 0.97
@@ -53,14 +55,14 @@ def opening_sentence(summary: Mapping[str, Any]) -> str:
 
 
 def further_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader must know next: the lead, DDIM-50, and whether the policy decides anything at all."""
+    """What a reader must know next: the lead, the long schedule, whether the policy decides at all."""
     policy, hypothesis = summary["policy"], summary["hypotheses"]["H2"]
     sentences = [
         f"Its {summary['config']['quality']} is {policy['quality']:.3f}, {signed(hypothesis['estimate'])}"
         f" {interval(hypothesis['ci95'])} against the hardest of them ({hypothesis['against']})."
     ]
     if summary["hypotheses"]["H1"]["estimate"] is not None:
-        sentences.append(_against_ddim(summary))
+        sentences.append(_against_long_schedule(summary))
     top, share = max(summary["actions"].items(), key=lambda item: float(item[1]))
     if share > DEGENERATE_SHARE:
         sentences.append(f"The policy is degenerate: {share:.0%} of its decisions are “{top}”.")
@@ -79,13 +81,13 @@ def signed(difference: float) -> str:
     return f"{difference:+.3f}".replace("-", "−")
 
 
-def _against_ddim(summary: Mapping[str, Any]) -> str:
+def _against_long_schedule(summary: Mapping[str, Any]) -> str:
     policy, hypothesis = summary["policy"], summary["hypotheses"]["H1"]
-    ddim = summary["baselines"]["ddim-50"]
+    reference = summary["baselines"][hypothesis["against"]]
     difference = f"{signed(hypothesis['estimate'])} {interval(hypothesis['ci95'])}"
     cost = (
-        f"{policy['nfe']:.1f} of its {ddim['nfe']:.0f} NFE and {policy['seconds']:.3f} of its"
-        f" {ddim['seconds']:.3f} seconds an image"
+        f"{policy['nfe']:.1f} of its {reference['nfe']:.0f} NFE and {policy['seconds']:.3f} of its"
+        f" {reference['seconds']:.3f} seconds an image"
     )
     if hypothesis["passed"]:
         verdict = f"is held within {hypothesis['margin']:g}"
@@ -95,4 +97,4 @@ def _against_ddim(summary: Mapping[str, Any]) -> str:
         verdict = f"is not shown to be held within {hypothesis['margin']:g}"
     else:
         verdict = "is not held"
-    return f"DDIM-50’s quality {verdict}: {difference}, for {cost}."
+    return f"{H1_REFERENCES[hypothesis['against']]}’s quality {verdict}: {difference}, for {cost}."

@@ -9,7 +9,8 @@ import pytest
 from actors.contracts import EpisodeRequest
 from actors.engine import EngineConfig
 from actors.errors import UserError
-from evaluation.baselines import DEFAULT_BASELINES, config_hash, parse_baseline
+from actors.schedule import SolverName
+from evaluation.baselines import DEFAULT_BASELINES, check_baselines, config_hash, parse_baseline
 from evaluation.bench import Bench
 from evaluation.generate import Generated, Job, generate
 from evaluation.methods import BaselineMethod
@@ -90,6 +91,36 @@ def test_what_is_no_baseline_is_one_line_that_says_what_is(name: str) -> None:
 def test_default_grid_has_what_the_hypotheses_need() -> None:
     assert "ddim-50" in DEFAULT_BASELINES
     assert not any(parse_baseline(name).oracle for name in DEFAULT_BASELINES)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "expected"),
+    [
+        ("euler-8", EngineConfig(solver="flow_euler"), ("flow_euler", 0.0)),
+        ("best-of-2@4", EngineConfig(solver="flow_euler"), ("dpmpp", 0.0)),
+        ("lcm-4", EngineConfig(solver="lcm"), ("lcm", 0.0)),
+        ("best-of-2@4", EngineConfig(solver="lcm"), ("lcm", 0.0)),
+        ("best-of-2@4", EngineConfig(solver="ddim", eta=1.0, timestep_spacing="trailing"), ("ddim", 1.0)),
+        ("best-of-2@4", EngineConfig(solver="ddim"), ("dpmpp", 0.0)),
+        ("ddim-8", EngineConfig(solver="ddim", eta=0.0), ("ddim", 0.0)),
+    ],
+)
+def test_distilled_models_step_as_they_were_distilled_for(
+    name: str, policy: EngineConfig, expected: tuple[str, float]
+) -> None:
+    config = parse_baseline(name).engine_config(policy)
+    assert (config.solver, config.eta) == expected
+    assert config.timestep_spacing == (policy.timestep_spacing if expected[1] else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"), [("ddim-50", "flow_euler"), ("lcm-4", "flow_euler"), ("euler-4", "ddim")]
+)
+def test_a_baseline_of_another_kind_of_model_is_one_line(name: str, solver: SolverName) -> None:
+    with pytest.raises(
+        UserError, match=f"evaluation.baselines='{name}': accepted with engine.solver={solver}"
+    ):
+        check_baselines(("dpmpp-10", name), EngineConfig(solver=solver))
 
 
 def test_config_hash_tells_every_option_apart() -> None:

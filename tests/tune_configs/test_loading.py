@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from actors.errors import UserError
+from evaluation.baselines import check_baselines
 from learner.config import RunConfig
 from tune_configs.conversion import option_names
 from tune_configs.loading import FOLDER, compose, groups, settings_from_yaml
@@ -25,8 +26,9 @@ def test_the_groups_are_those_of_the_folder() -> None:
 def test_every_file_composes_and_what_it_says_is_in_the_checked_settings(group: str, file: str) -> None:
     content = yaml.safe_load((FOLDER / group / f"{file}.yaml").read_text(encoding="utf-8"))
     content.pop("defaults", None)
-    # The embedded world brings numbers of its own for the reward; another backbone shows the file's.
-    settings = compose([f"{group}={file}"] if group == "backbone" else ["backbone=sd15", f"{group}={file}"])
+    # A backbone brings numbers of its own, the embedded world for the reward: another one shows the file's.
+    beside = {"backbone": [], "evaluation": ["backbone=shapes"]}.get(group, ["backbone=sd15"])
+    settings = compose([*beside, f"{group}={file}"])
     result = {**asdict(settings.run), "evaluation": asdict(settings.evaluation)}
     header = (FOLDER / group / f"{file}.yaml").read_text(encoding="utf-8").splitlines()[0]
     package = header.removeprefix("# @package ") if header.startswith("# @package") else group
@@ -89,6 +91,14 @@ def test_evaluation_runs_where_the_backbone_does(tmp_path: Path) -> None:
 def test_a_flow_model_brings_its_solver_unless_the_user_chooses_one() -> None:
     assert compose(["backbone=flux_schnell"]).run.engine.solver == "flow_euler"
     assert compose(["backbone=flux_schnell", "solver=dpmpp"]).run.engine.solver == "dpmpp"
+
+
+@pytest.mark.parametrize("backbone", sorted(path.stem for path in (FOLDER / "backbone").glob("*.yaml")))
+def test_every_backbone_is_evaluated_where_it_was_trained_and_against_what_it_can_run(backbone: str) -> None:
+    settings = compose([f"backbone={backbone}"])
+    run, evaluation = settings.run, settings.evaluation
+    assert (evaluation.device, evaluation.dtype) == (run.backbone.device, run.backbone.dtype)
+    check_baselines(evaluation.baselines, run.engine)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ DEFAULT_BASELINES = (
     *(f"best-of-{attempts}@7" for attempts in (2, 3, 4)),
     "best-of-2@10",
 )
-ACCEPTED = "ddim-N, dpmpp-N, euler-N, lcm-N, best-of-K@N or oracle-best-of-K@N with N from 2 to 1000 and K from 2 to 100"
+_NAMES = "ddim-N, dpmpp-N, euler-N, lcm-N, best-of-K@N or oracle-best-of-K@N"
+ACCEPTED = f"{_NAMES} with N from 2 to 1000 and K from 2 to 100"
 
 SOLVERS: dict[str, SolverName] = {"ddim": "ddim", "dpmpp": "dpmpp", "euler": "flow_euler", "lcm": "lcm"}
 """By the first part of a baseline's name."""

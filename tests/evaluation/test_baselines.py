@@ -79,7 +79,7 @@ def test_results_do_not_depend_on_the_slots() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "ddim", "ddim-1", "dpmpp-0", "dpmpp-1001", "best-of-1@10", "best-of-2@", "euler-10", "ddim-10 "],
+    ["", "ddim", "ddim-1", "dpmpp-0", "dpmpp-1001", "best-of-1@10", "best-of-2@", "heun-10", "ddim-10 "],
 )
 def test_what_is_no_baseline_is_one_line_that_says_what_is(name: str) -> None:
     with pytest.raises(UserError, match="best-of-K@N") as caught:

@@ -195,7 +195,7 @@ def test_a_policy_that_does_not_fit_is_one_line_and_leaves_nothing(
         {"margin": float("nan")},
         {"baselines": ()},
         {"baselines": ("ddim-10", "ddim-10")},
-        {"baselines": ("euler-5",)},
+        {"baselines": ("heun-5",)},
     ],
 )
 def test_an_impossible_option_is_named(options: dict[str, Any]) -> None:

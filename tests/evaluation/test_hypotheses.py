@@ -39,7 +39,14 @@ def test_h1_is_untested_and_not_passed_without_ddim_50() -> None:
     verdict = equal_quality(policy(0.9), {"dpmpp-5": BASELINES["dpmpp-5"]}, RESAMPLING, 0.01, 30)
     assert verdict["passed"] is None
     assert verdict["estimate"] is None
-    assert "ddim-50 was not run" in verdict["statement"]
+    assert "neither ddim-50 nor euler-50 was run" in verdict["statement"]
+
+
+def test_h1_of_a_flow_model_is_against_euler_50() -> None:
+    long = {"euler-50": BASELINES["dpmpp-5"]}
+    verdict = equal_quality(policy(0.9), long, RESAMPLING, 0.01, 30)
+    assert verdict["against"] == "euler-50"
+    assert "Euler-50" in verdict["statement"]
 
 
 @pytest.mark.parametrize(("quality", "passed"), [(0.66, True), (0.636, False), (0.62, False), (0.55, False)])

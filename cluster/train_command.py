@@ -17,6 +17,7 @@ import typer
 
 from actors.errors import UserError
 from cluster.runs import CONFIG, existing_parent, find_run, free_name
+from rewards_service.scorers_config import check_files
 from tune_configs.loading import Settings, compose, settings_from_yaml
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
         typer.echo(settings.to_yaml(), nl=False)
         return 0
     check_inputs(settings)
+    check_reward_models(settings)
     result = _train(settings, run_dir)
     if result.ended == "interrupted":
         typer.echo(
@@ -70,6 +72,19 @@ def check_inputs(settings: Settings) -> None:
     load_prompts(evaluation.prompts, evaluation.split, 1, evaluation.seed, EVALUATION_OPTIONS)
     make_actions(settings.run.engine.actions)
     check_baselines(evaluation.baselines, settings.run.engine)
+
+
+def check_reward_models(settings: Settings) -> None:
+    """See whether files and folders of reward models are there. What a hub holds is seen later."""
+    for option, named in (
+        ("backbone.scorers", settings.run.backbone.scorers),
+        ("evaluation.scorers", settings.evaluation.scorers),
+    ):
+        try:
+            if named is not None:
+                check_files(named, option)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def _new_run(overrides: Sequence[str]) -> Settings:

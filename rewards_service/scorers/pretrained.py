@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import AutoConfig
 from transformers.image_processing_utils import BaseImageProcessor, get_size_dict
 
 from rewards_service.scorers.batches import Pixels
@@ -54,6 +55,9 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], parts: Sequence[str]) 
 
 def pretrained_model(kind: Any, name: str | Path) -> Any:
     """A transformers model of class `kind` from a hub id or a folder, in float32, nothing left random."""
+    given, accepted = AutoConfig.from_pretrained(str(name)).model_type, kind.config_class.model_type
+    if given != accepted:  # transformers would warn, load what has the same name and leave the rest random
+        raise ValueError(f"is a {given!r} model; accepted: {accepted!r}")
     model, found = kind.from_pretrained(str(name), output_loading_info=True)
     if found["missing_keys"]:
         lacking = min(found["missing_keys"])

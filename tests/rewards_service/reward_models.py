@@ -43,11 +43,13 @@ def small_blip(folder: Path) -> Iterator[None]:
 
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    vision = {"img_size": 224, "patch_size": 56, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    sizes = {"img_size": 224, "patch_size": 56, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+    def small_vision(*_: object) -> tuple[nn.Module, int]:
+        return VisionTransformer(**sizes), 32
+
     with (
-        mock.patch.object(
-            blip_pretrain, "create_vit", side_effect=lambda *_: (VisionTransformer(**vision), 32)
-        ),
+        mock.patch.object(blip_pretrain, "create_vit", side_effect=small_vision),
         mock.patch.object(blip_pretrain, "init_tokenizer", return_value=tokenizer),
     ):
         yield

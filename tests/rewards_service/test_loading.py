@@ -15,8 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import save_file
-from transformers import CLIPModel
+from safetensors.torch import load_file, save_file
 
 from rewards_service.contracts import METRICS
 from rewards_service.loading import build_scorers
@@ -225,10 +224,21 @@ def test_half_a_safetensors_file_is_damaged_too(config: ScorersConfig, folder: P
     )
 
 
-def test_a_model_of_another_kind_is_refused_instead_of_left_random(folder: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_kind_is_refused_instead_of_left_random(folder: Path) -> None:
     """transformers itself would warn, and start the network at random."""
-    CLIPModel.from_pretrained(str(folder / "pick")).vision_model.save_pretrained(str(tmp_path))
-    assert "accepted: those of a Dinov2Model" in said(ScorersConfig(dino=DinoConfig(str(tmp_path))))
+    assert "is a 'clip' model; accepted: 'dinov2'" in said(
+        ScorersConfig(dino=DinoConfig(str(folder / "pick")))
+    )
+
+
+def test_a_transformers_folder_without_all_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "dino", tmp_path / "dino")
+    file = str(tmp_path / "dino" / "model.safetensors")
+    weights = load_file(file)
+    del weights["layernorm.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    message = said(ScorersConfig(dino=DinoConfig(str(tmp_path / "dino"))))
+    assert "no 'layernorm.weight' among its weights; accepted: those of a Dinov2Model" in message
 
 
 def test_a_head_for_other_embeddings_is_refused(config: ScorersConfig, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import typer
 
 from actors.errors import UserError
 from cluster.runs import CONFIG, existing_parent, find_run, free_name
-from rewards_service.scorers_config import check_files
+from rewards_service.arithmetic import required_outputs
+from rewards_service.scorers_config import ScorersConfig, check_files
 from tune_configs.loading import Settings, compose, settings_from_yaml
 
 if TYPE_CHECKING:
@@ -75,14 +76,21 @@ def check_inputs(settings: Settings) -> None:
 
 
 def check_reward_models(settings: Settings) -> None:
-    """See whether files and folders of reward models are there. What a hub holds is seen later."""
-    for option, named in (
-        ("backbone.scorers", settings.run.backbone.scorers),
-        ("evaluation.scorers", settings.evaluation.scorers),
+    """See whether reward models give what is asked of them, and whether their files and folders are there.
+
+    What a hub holds is seen when it is fetched.
+    """
+    run, evaluation = settings.run, settings.evaluation
+    looked_at = run.observation.look_scores
+    for option, named, asked in (
+        ("backbone.scorers", run.backbone.scorers, (*looked_at, *required_outputs(run.reward))),
+        ("evaluation.scorers", evaluation.scorers, looked_at),
     ):
         try:
             if named is not None:
                 check_files(named, option)
+            if isinstance(named, ScorersConfig):
+                named.check_outputs(asked, option)
         except ValueError as error:
             raise UserError(str(error)) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,6 +19,15 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 #: What a folder of the embedded world's reward models holds.
 WORLD_PARTS = ("clip", "aesthetic.safetensors", "dino", "preference")
+#: What each section of a `ScorersConfig` gives.
+OUTPUTS = {
+    "clip": ("clip_score", "clip_image", "clip_text"),
+    "aesthetic": ("aesthetic",),
+    "image_reward": ("image_reward", "image_reward_now"),
+    "dino": ("dino",),
+    "hps": ("hps",),
+    "pick_score": ("pick_score",),
+}
 _MULTIPLE = 8
 _HOW_IT_RUNS = ("batch_size", "cached_prompts")
 
@@ -133,6 +143,13 @@ class ScorersConfig:
             if section is not None
         }
         return hashlib.sha256(json.dumps(scoring, sort_keys=True).encode()).hexdigest()[:12]
+
+    def check_outputs(self, outputs: Collection[str], option: str) -> None:
+        """ValueError for the first of these scores that none of the models gives."""
+        for section, given in OUTPUTS.items():
+            asked = [name for name in outputs if name in given]
+            if asked and getattr(self, section) is None:
+                raise ValueError(f"{option}.{section}=null: give a section, as {asked[0]!r} is asked for")
 
     def sources(self) -> dict[str, str]:
         """Where weights and settings come from, by option ("dino.model")."""

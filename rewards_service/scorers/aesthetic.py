@@ -26,20 +26,19 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU,
 
 
 class AestheticHead(nn.Module):
-    """Linear layers of the given widths, the last one 1, with one activation between them."""
+    """Linear layers of the given widths, the last one 1, with one activation between them.
+
+    `width` is that of the embeddings it takes.
+    """
 
     def __init__(self, widths: Sequence[int], activation: str = "none") -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+        self.width = widths[0]
         self.activation_name = activation
         self.activation = ACTIVATIONS[activation]()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-
-    @property
-    def width(self) -> int:
-        """Numbers of the embeddings it takes."""
-        return int(self.layers[0].weight.shape[1])  # type: ignore[union-attr]
 
     def forward(self, embeddings_BD: Tensor) -> Tensor:
         """Scores [B] of CLIP image embeddings."""

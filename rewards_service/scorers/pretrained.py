@@ -66,11 +66,10 @@ def pretrained_model(kind: Any, name: str | Path) -> Any:
 
 
 def processor_pixels(name: str | Path) -> Pixels | None:
-    """What preprocessor_config.json of a hub id or a folder says of images; None if there is none."""
-    try:
-        config, _ = BaseImageProcessor.get_image_processor_dict(str(name))
-    except OSError:
+    """What preprocessor_config.json of a hub id or a folder says of images; None for a folder without it."""
+    if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
         return None
+    config, _ = BaseImageProcessor.get_image_processor_dict(str(name))
     mean, std = config["image_mean"], config["image_std"]
     resample = Image.Resampling(config["resample"])
     size = get_size_dict(config["size"], default_to_square=False)

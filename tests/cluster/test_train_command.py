@@ -101,6 +101,10 @@ def test_a_full_disk_is_found_before_anything_starts(
             ("backbone=sd15", "backbone.scorers.aesthetic.head=head.pth"),
             "backbone.scorers.aesthetic.head=head.pth: no such file",
         ),
+        (
+            ("backbone=sd15", "reward=balanced", "backbone.scorers.dino=null"),
+            "backbone.scorers.dino=null: give a section, as 'dino' is asked for",
+        ),
     ],
 )
 def test_reward_models_that_are_not_there_are_found_before_anything_starts(

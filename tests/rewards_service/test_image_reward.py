@@ -69,11 +69,16 @@ def test_pictures_that_are_no_squares_are_cut_as_the_package_cuts_them(
         assert score == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_moves_a_score_by_little_of_what_sets_pictures_apart(
-    folder: Path, pictures: NDArray[np.uint8], captions: list[str], one_by_one: NDArray[np.float64]
+    folder: Path,
+    pictures: NDArray[np.uint8],
+    captions: list[str],
+    one_by_one: NDArray[np.float64],
+    dtype: torch.dtype,
 ) -> None:
     files = (folder / "reward.pt", folder / "med_config.json")
-    scores = ImageRewardScorer.load(*files, dtype=torch.bfloat16).score(pictures[:8], captions[:8])
+    scores = ImageRewardScorer.load(*files, dtype=dtype).score(pictures[:8], captions[:8])
     assert np.abs(scores["image_reward"] - one_by_one[:8]).max() < 0.1 * one_by_one.std()
 
 

@@ -73,6 +73,10 @@ def test_the_standard_set_gives_every_metric_and_embedding_a_reward_can_ask_for(
 ) -> None:
     client = LocalClient(build_scorers(config))
     assert set(client.outputs) == {*METRICS.values(), "clip_image", "clip_text", "dino"}
+    config.check_outputs(client.outputs, "scorers")
+    for name in ("hps", "pick_score"):
+        with pytest.raises(ValueError, match=f"scorers.{name}=null: give a section"):
+            config.check_outputs([name], "scorers")
     scores = client.score(pictures, captions)
     head = laion_head(24)
     with torch.no_grad():

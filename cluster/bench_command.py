@@ -47,8 +47,8 @@ def bench_rollout(
     from evaluation.progress import progress_bar
     from evaluation.rollout_benchmark import run_benchmark, table
     from evaluation.rollout_variants import Workload
+    from rewards_service.loading import build_scorers
     from rewards_service.local import LocalClient
-    from rewards_service.world import load_scorers
     from shapes import weights
     from tune_configs.loading import compose
 
@@ -56,14 +56,16 @@ def bench_rollout(
     torch.set_num_threads(1)
     where = device if device is not None else config.backbone.device
     pipeline, backbone = load_with_pipeline(replace(config.backbone, device=where))
-    folder = Path(config.backbone.scorers) if config.backbone.scorers else Path(weights.PATH)
-    client = LocalClient(load_scorers(folder, where))
+    opening = functools.partial(build_scorers, config.backbone.scorers or str(weights.PATH), where)
+    try:
+        client = LocalClient(opening())
+    except ValueError as error:
+        raise UserError(str(error)) from error
     prompts = load_prompts(
         config.prompts.source, config.prompts.split, config.prompts.limit, config.prompts.seed
     )
     wanted = ("clip_image", "clip_text", "image_reward")
     probe = client.score(np.zeros((1, 64, 64, 3), np.uint8), [prompts[0].text], wanted)
-    opening = functools.partial(load_scorers, folder, where)
     with (
         scoring_process(opening) if scoring else nullcontext() as remote,
         progress_bar() as progress,

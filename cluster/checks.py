@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster.runs import existing_parent
 from learner.config import RunConfig
+from rewards_service.scorers_config import HUB, ScorersConfig, check_files, missing_parts
 from tune_configs.loading import Settings
 
 GIB = 2**30
@@ -23,6 +24,8 @@ MEMORY_GIB = 6.0
 DISK_GIB = 2.0
 #: Ray refuses to work on a disk that is fuller than this.
 FULL_DISK = 0.95
+#: Scorers' options whose value is a hub id or a folder in transformers' format.
+TRANSFORMERS_OPTIONS = ("dino.model", "pick_score.model", "pick_score.processor")
 
 
 @dataclass(frozen=True)
@@ -148,14 +151,50 @@ def backbone_files(name: str) -> Check:
     )
 
 
-def reward_files(scorers: str | None) -> Check:
-    """Every part of the reward models' folder."""
-    from rewards_service.world import PARTS
+def reward_files(scorers: ScorersConfig | str | None) -> Check:
+    """Every part of the reward models' folder, or every file, folder and hub repository that is named."""
     from shapes import weights
 
-    folder = Path(weights.PATH if scorers is None else scorers)
-    missing = [part for part in PARTS if not (folder / part).exists()]
-    return Check("reward models", not missing, str(folder), f"missing there: {', '.join(missing)}")
+    if not isinstance(scorers, ScorersConfig):
+        folder = Path(weights.PATH if scorers is None else scorers)
+        lacking = missing_parts(folder)
+        return Check("reward models", not lacking, str(folder), f"missing there: {', '.join(lacking)}")
+    check_files(scorers, "backbone.scorers")
+    absent = [source for source in repositories(scorers) if not in_cache(*source)]
+    found = f"{len(scorers.sources())} sources, {len(absent)} not in the cache"
+    wanted = "; ".join(f"hf download {repository}" for repository in sorted({name for name, _ in absent}))
+    return Check("reward models", not absent, found, wanted)
+
+
+def repositories(scorers: ScorersConfig) -> Iterator[tuple[str, str | None]]:
+    """The hub repositories that reward models come from, with the file needed where one is named."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    for option, value in scorers.sources().items():
+        owner, _, rest = value.removeprefix(HUB).partition("/")
+        if value.startswith(HUB):
+            repository, _, file = rest.partition("/")
+            yield f"{owner}/{repository}", file or None
+        elif (
+            option in ("dino.model", "pick_score.model", "pick_score.processor") and not Path(value).is_dir()
+        ):
+            yield value, None
+    clip = scorers.clip
+    if clip is not None and clip.pretrained is not None:
+        tagged = get_pretrained_cfg(clip.model, clip.pretrained).get("hf_hub", "")
+        if tagged:
+            yield tagged.rstrip("/"), None
+    if scorers.image_reward is not None:
+        yield "bert-base-uncased", "vocab.txt"
+
+
+def in_cache(repository: str, file: str | None) -> bool:
+    """Whether the hub's cache holds a repository's file, or anything of it."""
+    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
+
+    if file is not None:
+        return isinstance(try_to_load_from_cache(repository, file), str)
+    return any(repository == cached.repo_id for cached in scan_cache_dir().repos)
 
 
 def mlflow_store(run: RunConfig) -> Check:

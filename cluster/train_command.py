@@ -17,6 +17,8 @@ import typer
 
 from actors.errors import UserError
 from cluster.runs import CONFIG, existing_parent, find_run, free_name
+from rewards_service.arithmetic import required_outputs
+from rewards_service.scorers_config import ScorersConfig, check_files
 from tune_configs.loading import Settings, compose, settings_from_yaml
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
         typer.echo(settings.to_yaml(), nl=False)
         return 0
     check_inputs(settings)
+    check_reward_models(settings)
     result = _train(settings, run_dir)
     if result.ended == "interrupted":
         typer.echo(
@@ -70,6 +73,26 @@ def check_inputs(settings: Settings) -> None:
     load_prompts(evaluation.prompts, evaluation.split, 1, evaluation.seed, EVALUATION_OPTIONS)
     make_actions(settings.run.engine.actions)
     check_baselines(evaluation.baselines, settings.run.engine)
+
+
+def check_reward_models(settings: Settings) -> None:
+    """See whether reward models give what is asked of them, and whether their files and folders are there.
+
+    What a hub holds is seen when it is fetched.
+    """
+    run, evaluation = settings.run, settings.evaluation
+    looked_at = run.observation.look_scores
+    for option, named, asked in (
+        ("backbone.scorers", run.backbone.scorers, (*looked_at, *required_outputs(run.reward))),
+        ("evaluation.scorers", evaluation.scorers, looked_at),
+    ):
+        try:
+            if named is not None:
+                check_files(named, option)
+            if isinstance(named, ScorersConfig):
+                named.check_outputs(asked, option)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def _new_run(overrides: Sequence[str]) -> Settings:

@@ -20,7 +20,9 @@ from actors.contracts import Backbone, Images, QualityScorer
 from actors.errors import UserError
 from evaluation.config import EvaluationConfig
 from rewards_service.contracts import RewardClient
+from rewards_service.loading import build_scorers
 from rewards_service.local import LocalClient
+from rewards_service.scorers_config import ScorersConfig
 from shapes.verify import strict_score
 
 Judge = Callable[[Images, Sequence[str]], NDArray[np.float32]]
@@ -60,19 +62,18 @@ class BenchRecipe:
     """How to open a bench: names and folders only."""
 
     backbone: BackboneConfig
-    scorers: str
+    scorers: str | ScorersConfig
     strict: bool
 
     def __call__(self) -> Bench:
         """Load everything; UserError for what cannot be loaded."""
         from actors.backbones.loading import load_backbone  # diffusers, open_clip, transformers: seconds
-        from rewards_service.world import load_scorers
 
         backbone = load_backbone(self.backbone)
         try:
-            client = LocalClient(load_scorers(self.scorers, self.backbone.device))
+            client = LocalClient(build_scorers(self.scorers, self.backbone.device, "evaluation.scorers"))
         except ValueError as error:
-            raise UserError(f"evaluation.scorers={self.scorers}: {error}") from error
+            raise UserError(str(error)) from error
 
         def image_reward(images: Images, prompts: Sequence[str]) -> NDArray[np.float32]:
             return client.score(images, prompts, ("image_reward",))["image_reward"]
@@ -82,7 +83,7 @@ class BenchRecipe:
             client=client,
             judge=strict_scores if self.strict else image_reward,
             metric=STRICT if self.strict else IMAGE_REWARD,
-            identity=_identity(backbone.identity, folder_digest(Path(self.scorers)), str(self.strict)),
+            identity=_identity(backbone.identity, scorers_digest(self.scorers), str(self.strict)),
         )
 
 
@@ -115,6 +116,26 @@ def folder_digest(folder: Path) -> str:
         digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def scorers_digest(named: str | ScorersConfig) -> str:
+    """A digest of all that scores depend on: the folder, or the options and the local files they name."""
+    if isinstance(named, str):
+        return folder_digest(Path(named))
+    digest = hashlib.sha256(named.identity.encode())
+    for _, source in sorted(named.sources().items()):
+        path = Path(source)
+        if path.is_dir():
+            digest.update(folder_digest(path).encode())
+        elif path.is_file():
+            digest.update(file_digest(path).encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """A digest of a file's content, read in parts: checkpoints have gigabytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(*parts: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from actors.backbones.config import Dtype
 from actors.errors import UserError
 from evaluation.baselines import DEFAULT_BASELINES, parse_baseline
+from rewards_service.scorers_config import ScorersConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class EvaluationConfig:
     device: str = "cpu"
     dtype: Dtype = "float32"
     """Of the backbone's weights."""
-    scorers: str | None = None
-    """Folder of the reward models; None: those of the embedded world."""
+    scorers: ScorersConfig | str | None = None
+    """The reward models, as `backbone.scorers` names them."""
     strips: int = 6
     """Images whose decisions the report shows."""
 

@@ -30,6 +30,8 @@ from learner.config import ResourcesConfig, RunConfig
 from rewards_service import actor as reward_actor
 from rewards_service.client import ActorClient
 from rewards_service.contracts import RewardClient
+from rewards_service.loading import build_scorers
+from rewards_service.scorers_config import ScorersConfig
 from shapes import weights
 
 #: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
@@ -89,25 +91,30 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
 @contextlib.contextmanager
 def world(config: RunConfig) -> Iterator[World]:
     """The configured backbone and a pool of reward actors, which ends with the context."""
-    # Heavy libraries: imported by those alone who hold a scorer, or below a backbone.
-    from rewards_service.world import load_scorers
-
-    folder = Path(config.backbone.scorers) if config.backbone.scorers else Path(weights.PATH)
     resources, name = config.resources, f"rewards-{uuid.uuid4().hex[:8]}"
-    pool = reward_actor.start(
-        functools.partial(load_scorers, folder),
-        name=name,
-        replicas=resources.reward_replicas,
-        num_cpus=resources.cpus_per_reward_replica,
-        num_gpus=resources.gpus_per_reward_replica,
-        torch_threads=resources.torch_threads,
-    )
+    scorers = config.backbone.scorers or str(weights.PATH)
+    device = "cuda" if resources.gpus_per_reward_replica > 0 else "cpu"
+    try:
+        pool = reward_actor.start(
+            functools.partial(build_scorers, scorers, device),
+            name=name,
+            replicas=resources.reward_replicas,
+            num_cpus=resources.cpus_per_reward_replica,
+            num_gpus=resources.gpus_per_reward_replica,
+            torch_threads=resources.torch_threads,
+        )
+    except ray.exceptions.ActorDiedError as error:
+        # All that Ray tells of an exception in an actor's constructor is text, which ends with it.
+        said = str(error).strip().rpartition("\n")[2]
+        if not said.startswith("ValueError: backbone.scorers"):
+            raise
+        raise UserError(said.removeprefix("ValueError: ")) from error
     names = reward_actor.replica_names(name, resources.reward_replicas)
     try:
         yield World(
             make_backbone=functools.partial(_make_backbone, config.backbone),
             make_client=functools.partial(ActorClient, names),
-            scorers=folder.name,
+            scorers=scorers.identity if isinstance(scorers, ScorersConfig) else Path(scorers).name,
         )
     finally:
         for handle in pool:

@@ -57,8 +57,8 @@ def option_names(cls: type, path: str = "") -> list[str]:
     names = []
     for name, annotation in field_types(cls).items():
         names.append(join(path, name))
-        if is_dataclass(annotation):
-            names += option_names(annotation, join(path, name))  # type: ignore[arg-type]
+        if (section := _section(annotation)) is not None:
+            names += option_names(section, join(path, name))
     return names
 
 
@@ -69,7 +69,8 @@ def unknown_option(option: str, known: Sequence[str]) -> str:
     list is that of the option's own section where there is such a section.
     """
     section, _, leaf = option.rpartition(".")
-    elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
+    elsewhere = [name for name in known if name.endswith(f".{option}")]
+    elsewhere = elsewhere or [name for name in known if name.rpartition(".")[2] == leaf]
     accepted = [name for name in known if name.startswith(f"{section}.")] or known
     near = elsewhere or difflib.get_close_matches(option, accepted, n=1, cutoff=0.7)
     if near:
@@ -148,18 +149,27 @@ def _convert(annotation: Any, value: Any, option: str) -> Any:
 
 
 def _convert_union(arguments: tuple[Any, ...], annotation: Any, value: Any, option: str) -> Any:
-    """The first alternative that takes the value; with a single one besides None, that one's error."""
+    """The first alternative that takes the value; a mapping goes to the section among them."""
     alternatives = [item for item in arguments if item is not type(None)]
     if value is None and len(alternatives) < len(arguments):
         return None
-    if len(alternatives) == 1 and is_dataclass(alternatives[0]):
-        return _convert(alternatives[0], value, option)
+    section = _section(annotation)
+    if section is not None and (isinstance(value, Mapping) or len(alternatives) == 1):
+        return _convert(section, value, option)
     for item in alternatives:
         try:
             return _convert(item, value, option)
         except UserError:
             continue
     raise UserError(_refused(annotation, value, option))
+
+
+def _section(annotation: Any) -> type | None:
+    """The dataclass that a type is, or that it allows besides others; None if it has none."""
+    alternatives = (
+        get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    )
+    return next((item for item in alternatives if is_dataclass(item)), None)  # type: ignore[return-value]
 
 
 def _convert_sequence(

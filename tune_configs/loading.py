@@ -147,8 +147,10 @@ def _settings(tree: dict[str, Any], values: Sequence[Override]) -> Settings:
     except (OmegaConfBaseException, HydraException) as error:
         raise UserError(_first_line(error)) from error
     assert isinstance(plain, dict)
-    evaluation = from_mapping(EvaluationConfig, plain.pop(_EVALUATION, {}), _EVALUATION)
+    evaluation_tree = plain.pop(_EVALUATION, {})
+    # First, as the evaluation takes values from it: a wrong one is named where the user wrote it.
     run = from_mapping(RunConfig, {str(key): value for key, value in plain.items()})
+    evaluation = from_mapping(EvaluationConfig, evaluation_tree, _EVALUATION)
     run.validate()
     return Settings(run, evaluation)
 

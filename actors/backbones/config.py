@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from actors.errors import UserError
+from rewards_service.scorers_config import ScorersConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Cache = Literal["first_block", "taylorseer"]
@@ -37,8 +38,8 @@ class BackboneConfig:
     cache: Cache | None = None
     """Reuse of a denoiser's inner results from step to step, Flux only and one episode at a time:
     `first_block` (ParaAttention's First Block Cache) or `taylorseer` (arXiv 2503.06923)."""
-    scorers: str | None = None
-    """Folder of the reward models; None: those of the embedded world."""
+    scorers: ScorersConfig | str | None = None
+    """The reward models, or the folder of an embedded world's; None: those that come with this one."""
 
     def __post_init__(self) -> None:
         caches = get_args(Cache)
@@ -64,10 +65,13 @@ class BackboneConfig:
 
     @classmethod
     def from_metadata(cls, stored: dict[str, Any]) -> BackboneConfig:
-        """The options a policy was stored with; TypeError for one that does not exist."""
+        """The options a policy was stored with, but the reward models, which are its training's.
+
+        Raises TypeError for one that does not exist.
+        """
         if unknown := set(stored) - set(get_type_hints(cls)):
             raise TypeError(f"unknown option backbone.{min(unknown)}")
-        return cls(**stored)
+        return cls(**{option: value for option, value in stored.items() if option != "scorers"})
 
 
 def _accept(option: str, value: object, accepted: bool, what: str) -> None:

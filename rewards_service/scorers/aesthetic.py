@@ -20,17 +20,22 @@ from torch import Tensor, nn
 from rewards_service.contracts import Images, Scores
 from rewards_service.scorers.batches import in_tiles
 from rewards_service.scorers.clip import OpenClipScorer
+from rewards_service.scorers.pretrained import checkpoint_file, read_weights
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class AestheticHead(nn.Module):
-    """Linear layers of the given widths, the last one 1, with one activation between them."""
+    """Linear layers of the given widths, the last one 1, with one activation between them.
+
+    `width` is that of the embeddings it takes.
+    """
 
     def __init__(self, widths: Sequence[int], activation: str = "none") -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+        self.width = widths[0]
         self.activation_name = activation
         self.activation = ACTIVATIONS[activation]()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
@@ -51,13 +56,18 @@ def save_head(path: str | Path, head: AestheticHead) -> None:
 
 
 def load_head(path: str | Path) -> AestheticHead:
-    """Reads a head from safetensors, its widths from the weights.
+    """Reads a head from a file, or from a hub as `checkpoint_file` says, its widths from the weights.
 
-    LAION's numbering, where dropout layers take numbers too, is accepted.
+    LAION's numbering, where dropout layers take numbers too, is accepted; the activation is named in
+    safetensors' metadata, and none without it.
     """
-    with safe_open(str(path), "pt") as file:
-        activation = (file.metadata() or {}).get("activation", "none")
-        weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    file, activation = checkpoint_file(path), "none"
+    weights = {key: value.float() for key, value in read_weights(file).items()}
+    if file.suffix == ".safetensors":
+        with safe_open(str(file), "pt") as opened:
+            activation = (opened.metadata() or {}).get("activation", "none")
+    if not weights or not all(key.startswith("layers.") for key in weights):
+        raise ValueError("holds no head; accepted: linear layers called layers.N")
     numbers = sorted({int(key.split(".")[1]) for key in weights})
     widths = [weights[f"layers.{numbers[0]}.weight"].shape[1]]
     widths += [weights[f"layers.{number}.weight"].shape[0] for number in numbers]
@@ -73,6 +83,9 @@ class AestheticScorer:
     name = "clip+aesthetic"
 
     def __init__(self, clip: OpenClipScorer, head: AestheticHead) -> None:
+        taken, given = head.width, clip.text([""]).shape[1]
+        if taken != given:
+            raise ValueError(f"takes embeddings of {taken} numbers; accepted: a head for the {given} of clip")
         self.clip = clip
         self.head = head.to(clip.device).eval()
         self.outputs = (*clip.outputs, "aesthetic")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,15 +22,19 @@ from rewards_service.contracts import Images
 
 TILE = 8
 CHUNK = 64
-"""Most rows in one network call, a multiple of TILE."""
+"""Most rows in one network call unless a scorer is told otherwise, a multiple of TILE."""
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+#: How an image becomes a square: the short side fits and the centre is cut out, the long side fits and the
+#: rest is black, or both sides fit.
+Fit = Literal["crop", "pad", "squash"]
+
 
 @dataclass(frozen=True)
 class Pixels:
-    """uint8 images to normalised float tensors: resize the short side, crop the centre, normalise.
+    """uint8 images to normalised float tensors: make them square, normalise.
 
     Resizing is PIL's on uint8 with antialiasing, as torchvision, open_clip and the transformers image
     processors all do it; an image that already has `size` is only normalised.
@@ -41,6 +46,9 @@ class Pixels:
     short_side: int | None = None
     """Length of the short side before the crop to `size`; None: `size` itself."""
     resample: Image.Resampling = Image.Resampling.BICUBIC
+    fit: Fit = "crop"
+    rounded_crop: bool = False
+    """Half a pixel of margin is rounded to even, as in torchvision; if False cut, as in transformers."""
 
     def __call__(self, images: Images, device: torch.device) -> Tensor:
         """Images [B, H, W, 3] to float32 [B, 3, size, size]."""
@@ -52,22 +60,34 @@ class Pixels:
 
     def _fit(self, image: Images) -> Images:
         height, width = image.shape[:2]
+        picture = Image.fromarray(image)
+        if self.fit == "squash":
+            return np.asarray(picture.resize((self.size, self.size), self.resample))
+        if self.fit == "pad":
+            ratio = max(height, width) / self.size
+            fitted = picture.resize((round(width / ratio), round(height / ratio)), self.resample)
+            square = Image.new("RGB", (self.size, self.size))
+            square.paste(fitted, ((self.size - fitted.width) // 2, (self.size - fitted.height) // 2))
+            return np.asarray(square)
         short = self.short_side or self.size
-        scale = short / min(height, width)
         # The long side is cut, not rounded, as the libraries do.
-        target = (short, int(height * scale)) if width <= height else (int(width * scale), short)
-        resized = Image.fromarray(image).resize(target, self.resample)
-        left, top = (target[0] - self.size) // 2, (target[1] - self.size) // 2
+        long = short * max(height, width) // min(height, width)
+        resized = picture.resize((short, long) if width <= height else (long, short), self.resample)
+        left, top = self._margin(resized.width), self._margin(resized.height)
         return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
 
+    def _margin(self, side: int) -> int:
+        excess = side - self.size
+        return round(excess / 2) if self.rounded_crop else excess // 2
 
-def in_tiles(network: Callable[..., Tensor], *inputs_B: Tensor) -> Tensor:
-    """Runs `network` without gradients on chunks of rows, each padded to a multiple of TILE."""
+
+def in_tiles(network: Callable[..., Tensor], *inputs_B: Tensor, batch_size: int = CHUNK) -> Tensor:
+    """Runs `network` without gradients on chunks of rows, each padded to a multiple of TILE; float32 out."""
     rows = len(inputs_B[0])
     results: list[Tensor] = []
     with torch.inference_mode():
-        for start in range(0, rows, CHUNK):
-            chunk = [values[start : start + CHUNK] for values in inputs_B]
+        for start in range(0, rows, batch_size):
+            chunk = [values[start : start + batch_size] for values in inputs_B]
             count = len(chunk[0])
             missing = -count % TILE
             padded = [torch.cat([values, values[-1:].expand(missing, *values.shape[1:])]) for values in chunk]
@@ -98,7 +118,9 @@ class TextCache:
         self.misses += len(missing)
         rows = {prompt: self._rows[prompt] for prompt in distinct if prompt in self._rows}
         if missing:
-            rows.update(zip(missing, self._encode(missing), strict=True))
+            # Copies: a row that stays must not keep the whole batch it was encoded in.
+            encoded = (row.clone() for row in self._encode(missing))
+            rows.update(zip(missing, encoded, strict=True))
         for prompt in distinct:
             self._rows[prompt] = rows[prompt]
             self._rows.move_to_end(prompt)

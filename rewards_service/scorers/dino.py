@@ -5,17 +5,23 @@ Always true: `dino` is the classification token after the last norm, scaled to u
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import Dinov2Model
 
 from rewards_service.contracts import Images, Scores
-from rewards_service.scorers.batches import IMAGENET_MEAN, IMAGENET_STD, Pixels, in_tiles, unit_rows
+from rewards_service.scorers.batches import (
+    CHUNK,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Pixels,
+    in_tiles,
+    unit_rows,
+)
+from rewards_service.scorers.pretrained import pretrained_model, processor_pixels
 
 
 class DinoScorer:
@@ -24,32 +30,43 @@ class DinoScorer:
     name = "dino"
     outputs: tuple[str, ...] = ("dino",)
 
-    def __init__(self, model: Dinov2Model, pixels: Pixels, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        model: Dinov2Model,
+        pixels: Pixels,
+        device: str | torch.device = "cpu",
+        *,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = CHUNK,
+    ) -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+        self.dtype = dtype
+        self.model = model.to(self.device, dtype).eval()  # type: ignore[arg-type]
         self.pixels = pixels
+        self.batch_size = batch_size
 
     @classmethod
-    def from_folder(cls, folder: str | Path, device: str | torch.device = "cpu") -> DinoScorer:
-        """Loads a transformers folder; without `preprocessor_config.json` images get the model's size."""
-        model = Dinov2Model.from_pretrained(str(folder)).float()
-        return cls(model, _pixels(Path(folder), model.config.image_size), device)
+    def load(
+        cls,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = CHUNK,
+    ) -> DinoScorer:
+        """Loads a hub id or a transformers folder; without an image processor's settings images get the
+        model's size and ImageNet's statistics.
+        """
+        model = pretrained_model(Dinov2Model, name)
+        plain = Pixels(model.config.image_size, IMAGENET_MEAN, IMAGENET_STD)
+        return cls(model, processor_pixels(name) or plain, device, dtype=dtype, batch_size=batch_size)
 
     def score(self, images: Images, prompts: Sequence[str]) -> Scores:
         """One image pass."""
-        return {"dino": unit_rows(in_tiles(self._embed, self.pixels(images, self.device))).cpu().numpy()}
+        pixels_NCHW = self.pixels(images, self.device)
+        embeddings_ND = unit_rows(in_tiles(self._embed, pixels_NCHW, batch_size=self.batch_size))
+        return {"dino": embeddings_ND.cpu().numpy()}
 
     def _embed(self, images_BCHW: Tensor) -> Tensor:
-        class_BD: Tensor = self.model(images_BCHW).last_hidden_state[:, 0]
+        class_BD: Tensor = self.model(images_BCHW.to(self.dtype)).last_hidden_state[:, 0]
         return class_BD
-
-
-def _pixels(folder: Path, image_size: int) -> Pixels:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return Pixels(image_size, IMAGENET_MEAN, IMAGENET_STD)
-    config = json.loads(path.read_text(encoding="utf-8"))
-    crop = config["crop_size"]["height"] if config.get("do_center_crop", True) else None
-    short = config["size"].get("shortest_edge") or config["size"]["height"]
-    mean, std = config["image_mean"], config["image_std"]
-    return Pixels(crop or short, mean, std, short_side=short, resample=Image.Resampling(config["resample"]))

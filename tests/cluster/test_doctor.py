@@ -86,3 +86,22 @@ def test_the_table_has_the_hint_and_the_exit_code_says_whether_all_is_well(
     answered, out, _ = say("doctor")
     assert answered == code
     assert ("free some" in out) is not passed
+
+
+def test_reward_models_that_are_not_in_the_cache_are_named_with_their_download(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks, "in_cache", lambda repository, file: "THUDM" in repository)
+    check = checks.reward_files(compose(["backbone=sd15"]).run.backbone.scorers)
+    assert not check.passed
+    assert "hf download facebook/dinov2-base" in check.hint
+    assert "hf download timm/vit_large_patch14_clip_224.openai" in check.hint
+    assert "THUDM" not in check.hint
+    monkeypatch.setattr(checks, "in_cache", lambda repository, file: True)
+    assert checks.reward_files(compose(["backbone=sd15"]).run.backbone.scorers).passed
+
+
+def test_a_reward_checkpoint_that_is_no_file_is_a_failed_row(folder: Path) -> None:
+    check = named(examine("backbone=sd15", "backbone.scorers.aesthetic.head=head.pth"), "reward models")
+    assert not check.passed
+    assert "backbone.scorers.aesthetic.head=head.pth: no such file" in check.hint

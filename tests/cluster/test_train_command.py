@@ -90,3 +90,28 @@ def test_a_full_disk_is_found_before_anything_starts(
     assert err == ("error: runs_dir=elsewhere: 3 MB free on its disk; give a folder with at least 200 MB\n")
     assert not calls.trained
     assert not Path("elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("backbone.scorers=nowhere",), "backbone.scorers=nowhere: no 'clip' in it"),
+        (("evaluation.scorers=nowhere",), "evaluation.scorers=nowhere: no 'clip' in it"),
+        (
+            ("backbone=sd15", "backbone.scorers.aesthetic.head=head.pth"),
+            "backbone.scorers.aesthetic.head=head.pth: no such file",
+        ),
+        (
+            ("backbone=sd15", "reward=balanced", "backbone.scorers.dino=null"),
+            "backbone.scorers.dino=null: give a section, as 'dino' is asked for",
+        ),
+    ],
+)
+def test_reward_models_that_are_not_there_are_found_before_anything_starts(
+    say: Say, calls: Calls, folder: Path, options: tuple[str, ...], said: str
+) -> None:
+    code, _, err = say("train", *options)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(folder.iterdir()) == []

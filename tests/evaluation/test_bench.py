@@ -13,10 +13,18 @@ from actors.backbones.config import BackboneConfig
 from actors.contracts import Images
 from actors.errors import UserError
 from actors.policy import load_policy, save_policy
-from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, folder_digest, strict_scores
+from evaluation.bench import (
+    IMAGE_REWARD,
+    STRICT,
+    bench_recipe,
+    folder_digest,
+    scorers_digest,
+    strict_scores,
+)
 from evaluation.config import EvaluationConfig
 from evaluation.methods import read_policy
 from rewards_service.contracts import Scores
+from rewards_service.scorers_config import AestheticConfig, ClipConfig, DinoConfig, ScorersConfig
 from shapes.captions import distinct_captions
 from shapes.render import render_scene
 from tests.evaluation.fakes import FakeBackbone, saved_policy
@@ -101,6 +109,29 @@ def test_a_digest_sees_names_and_contents(tmp_path: Path) -> None:
     second = folder_digest(tmp_path)
     (tmp_path / "deep" / "b").write_bytes(b"y")
     assert len({first, second, folder_digest(tmp_path)}) == 3
+
+
+def test_a_digest_of_reward_models_sees_options_and_the_local_files_they_name(tmp_path: Path) -> None:
+    (tmp_path / "dino").mkdir()
+    for path in (tmp_path / "head.pth", tmp_path / "dino" / "weights"):
+        path.write_bytes(b"1")
+    named = ScorersConfig(
+        clip=ClipConfig(),
+        aesthetic=AestheticConfig(str(tmp_path / "head.pth")),
+        dino=DinoConfig(str(tmp_path / "dino")),
+    )
+    digests = {scorers_digest(named), scorers_digest(replace(named, clip=ClipConfig(dtype="float16")))}
+    for path in (tmp_path / "head.pth", tmp_path / "dino" / "weights"):
+        path.write_bytes(b"2")
+        digests.add(scorers_digest(named))
+    assert len(digests) == 4
+
+
+def test_a_policy_keeps_its_backbone_but_not_the_models_that_judged_its_training(tmp_path: Path) -> None:
+    trained = BackboneConfig("any", width=768, scorers=ScorersConfig(dino=DinoConfig()))
+    folder = saved_policy(tmp_path / "policy", backbone_config=asdict(trained))
+    policy = read_policy(folder, greedy=True, seed=0)
+    assert policy.trained.backbone == replace(trained, scorers=None)
 
 
 @pytest.mark.usefixtures("_fake_loaders")

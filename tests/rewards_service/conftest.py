@@ -74,15 +74,15 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures() -> NDArray[np.uint8]:
-    """Twenty images of 64 x 64, each 8 x 8 random squares."""
+    """Sixty-four images of 64 x 64, each 8 x 8 random squares."""
     rng = np.random.default_rng(3)
-    coarse = rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    coarse = rng.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
 
 @pytest.fixture(scope="session")
 def captions() -> list[str]:
-    """Twenty captions, some of them twice, one empty."""
+    """Sixty-four captions, some of them twice, one empty."""
     rng = np.random.default_rng(4)
-    made = [" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(16)]
+    made = [" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(60)]
     return [*made, made[0], made[1], made[2], ""]

@@ -62,7 +62,7 @@ def clip_alone(world_folder: Path, pictures: Images, captions: list[str]) -> dic
     return {name: np.stack(values) for name, values in rows.items()}
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 20])
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_clip_scores_as_open_clip_does(
     world_folder: Path,
     pictures: Images,
@@ -75,7 +75,7 @@ def test_clip_scores_as_open_clip_does(
         np.testing.assert_allclose(scores[name], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 5, 20])
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_aesthetic_head_reads_the_clip_embedding(
     world_folder: Path,
     pictures: Images,
@@ -114,7 +114,7 @@ def test_aesthetic_head_keeps_its_activation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processor", [None, BitImageProcessor(size={"shortest_edge": 40}, crop_size=32)])
-@pytest.mark.parametrize("size", [1, 7, 20])
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_dino_embeds_as_transformers_does(
     world_folder: Path,
     tmp_path: Path,
@@ -139,11 +139,11 @@ def test_dino_embeds_as_transformers_does(
             for image in pictures
         ]
     expected = np.stack([token / np.linalg.norm(token) for token in tokens])
-    scores = in_batches(DinoScorer.from_folder(tmp_path), pictures, captions, size)
+    scores = in_batches(DinoScorer.load(tmp_path), pictures, captions, size)
     np.testing.assert_allclose(scores["dino"], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 3, 20])
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_preference_is_the_networks_two_sigmoids(
     world_folder: Path, pictures: Images, captions: list[str], size: int
 ) -> None:
@@ -212,7 +212,7 @@ def test_world_gives_all_outputs_with_unit_embeddings(
     assert set(scores) == {"clip_score", "clip_image", "clip_text", "aesthetic", "dino", *preferences}
     for name in ("clip_image", "clip_text", "dino"):
         np.testing.assert_allclose(np.linalg.norm(scores[name], axis=1), 1, atol=1e-5)
-    assert {scores[name].shape for name in ("clip_score", "aesthetic", "image_reward")} == {(20,)}
+    assert {scores[name].shape for name in ("clip_score", "aesthetic", "image_reward")} == {(64,)}
     assert {rows.dtype for rows in scores.values()} == {np.dtype(np.float32)}
 
 

@@ -98,3 +98,27 @@ def test_an_unknown_option_of_a_section_lists_that_section() -> None:
     message = unknown_option("optimiser.zzzzzz", option_names(Experiment))
     assert "optimiser.lr" in message
     assert "title" not in message
+
+
+@dataclass(frozen=True)
+class Judge:
+    source: Optimiser | str | None = None
+
+
+def test_an_option_may_be_a_section_a_name_or_null() -> None:
+    for given, expected in (
+        ({"lr": 1}, Optimiser(lr=1.0)),
+        ({}, Optimiser()),
+        ("folder", "folder"),
+        (None, None),
+    ):
+        assert from_mapping(Judge, {"source": given}) == Judge(expected)  # type: ignore[arg-type]
+    for wrong, message in (
+        ({"lr": "x"}, "source.lr='x': give a number"),
+        ({"lrr": 1}, "unknown option 'source.lrr'; did you mean 'source.lr'?"),
+        (3, "source=3: give a section with name, lr, betas or text or null"),
+    ):
+        with pytest.raises(UserError) as caught:
+            from_mapping(Judge, {"source": wrong})
+        assert str(caught.value) == message
+    assert "source.lr" in option_names(Judge)

@@ -11,6 +11,7 @@ import yaml
 from actors.errors import UserError
 from evaluation.baselines import check_baselines
 from learner.config import RunConfig
+from rewards_service.scorers_config import DinoConfig, HpsConfig, ScorersConfig
 from tune_configs.conversion import option_names
 from tune_configs.loading import FOLDER, compose, groups, settings_from_yaml
 
@@ -162,3 +163,55 @@ def test_a_damaged_stored_configuration_is_one_line_that_names_it(tmp_path: Path
 
 def test_options_are_known_by_their_full_names() -> None:
     assert {"ppo.lr", "engine.solver", "reward.c_nfe", "seed"} <= set(option_names(RunConfig))
+
+
+def test_photographs_are_judged_by_published_models_and_the_embedded_world_by_its_own() -> None:
+    for backbone in groups()["backbone"]:
+        settings = compose([f"backbone={backbone}"])
+        scorers = settings.run.backbone.scorers
+        assert settings.evaluation.scorers == scorers
+        if backbone == "shapes":
+            assert scorers is None
+        else:
+            assert isinstance(scorers, ScorersConfig)
+            given = (scorers.clip, scorers.aesthetic, scorers.image_reward, scorers.dino)
+            assert None not in given
+    assert compose(["backbone=sd15", "scorers=shapes"]).run.backbone.scorers is None
+    assert compose(["backbone.scorers=mine"]).evaluation.scorers == "mine"
+
+
+def test_one_reward_model_can_be_changed_added_and_left_out(tmp_path: Path) -> None:
+    settings = compose(
+        [
+            "backbone=sdxl",
+            "backbone.scorers.dino.model=mine/dino",
+            "backbone.scorers.hps={dtype: float16}",
+            "backbone.scorers.aesthetic=null",
+        ]
+    )
+    scorers, standard = settings.run.backbone.scorers, compose(["backbone=sdxl"]).run.backbone.scorers
+    assert isinstance(scorers, ScorersConfig)
+    assert isinstance(standard, ScorersConfig)
+    assert scorers.dino == DinoConfig("mine/dino", dtype="float16")
+    assert scorers.hps == HpsConfig(dtype="float16")
+    assert scorers.aesthetic is None
+    assert scorers.clip == standard.clip
+    stored = tmp_path / "config.yaml"
+    stored.write_text(settings.to_yaml(), encoding="utf-8")
+    assert settings_from_yaml(stored) == settings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("backbone.scorers.clip.dtype=half", "backbone.scorers.clip.dtype='half': give one of float32"),
+        ("backbone.scorers.dino.batch_size=3", "backbone.scorers.dino.batch_size=3: give a multiple of 8"),
+        ("backbone.scorers.clip=null", "backbone.scorers.clip=null: give a section, as aesthetic reads"),
+        ("backbone.scorers=3", "backbone.scorers=3: give a section with clip, aesthetic"),
+        ("scorers.clip.dtype=float32", "did you mean 'backbone.scorers.clip.dtype'?"),
+    ],
+)
+def test_a_wrong_reward_model_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(["backbone=sd15", override])
+    assert message in str(caught.value)

@@ -20,6 +20,7 @@ from actors.contracts import Backbone, Images, QualityScorer
 from actors.errors import UserError
 from evaluation.config import EvaluationConfig
 from rewards_service.contracts import RewardClient
+from rewards_service.identity import folder_digest
 from rewards_service.local import LocalClient
 from shapes.verify import strict_score
 
@@ -106,15 +107,6 @@ def strict_scores(images: Images, captions: Sequence[str]) -> NDArray[np.float32
         [strict_score(image, caption) for image, caption in zip(images, captions, strict=True)],
         dtype=np.float32,
     )
-
-
-def folder_digest(folder: Path) -> str:
-    """A digest of all files of a folder, by name and content."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def _identity(*parts: str) -> str:

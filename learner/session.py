@@ -30,6 +30,7 @@ from learner.config import ResourcesConfig, RunConfig
 from rewards_service import actor as reward_actor
 from rewards_service.client import ActorClient
 from rewards_service.contracts import RewardClient
+from rewards_service.identity import scorers_identity
 from shapes import weights
 
 #: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
@@ -57,7 +58,7 @@ class World:
     make_backbone: Callable[[], Backbone]
     make_client: Callable[[], RewardClient]
     scorers: str
-    """Names the reward models: references scored by others are not reused."""
+    """Identity of the reward models: references scored by others are not reused."""
 
 
 @contextlib.contextmanager
@@ -107,7 +108,7 @@ def world(config: RunConfig) -> Iterator[World]:
         yield World(
             make_backbone=functools.partial(_make_backbone, config.backbone),
             make_client=functools.partial(ActorClient, names),
-            scorers=folder.name,
+            scorers=scorers_identity(folder),
         )
     finally:
         for handle in pool:

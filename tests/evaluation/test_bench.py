@@ -13,10 +13,11 @@ from actors.backbones.config import BackboneConfig
 from actors.contracts import Images
 from actors.errors import UserError
 from actors.policy import load_policy, save_policy
-from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, folder_digest, strict_scores
+from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, strict_scores
 from evaluation.config import EvaluationConfig
 from evaluation.methods import read_policy
 from rewards_service.contracts import Scores
+from rewards_service.identity import folder_digest
 from shapes.captions import distinct_captions
 from shapes.render import render_scene
 from tests.evaluation.fakes import FakeBackbone, saved_policy

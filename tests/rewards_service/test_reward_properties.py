@@ -35,6 +35,7 @@ Row = dict[str, Any]
 quick = settings(max_examples=60, deadline=None, database=None)
 EVERY_PROFILE: tuple[Profile, ...] = get_args(Profile)
 SCALARS = ("clip_score", "aesthetic", "image_reward")
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @st.composite
@@ -42,6 +43,8 @@ def rows(draw: st.DrawFn, bound: float | None = 100.0) -> Row:
     """An image's scores; `bound` None is whatever float32 can hold."""
     lowest = None if bound is None else -bound
     finite = st.floats(lowest, bound, width=32, allow_nan=False, allow_infinity=False)
+    if bound is None:
+        finite |= st.sampled_from([-LARGEST, LARGEST])
     angle = draw(st.floats(0.0, 6.3))
     scores: Row = {name: np.float32(draw(finite)) for name in SCALARS}
     return scores | {"dino": np.array([np.cos(angle), np.sin(angle)], dtype=np.float32)}

@@ -24,7 +24,7 @@ from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult
 from actors.engine import Engine, Episode
 from actors.ledger import RewardLedger, Target
 from actors.observations import EMBEDDINGS, Observer, quality_vector
-from rewards_service.arithmetic import RewardConfig, required_outputs
+from rewards_service.arithmetic import Components, RewardConfig, required_outputs
 from rewards_service.contracts import Pending, RewardClient, ScoreRow
 
 #: Observations and masks of B episodes in, logits [B, A] out (illegal actions far below the legal ones).
@@ -44,8 +44,9 @@ class TrainingRequest:
 class Trajectory:
     """One finished episode as the learner takes it: T decisions, each with what was seen and drawn.
 
-    observations_TD, actions_T, rewards_T, logits_TA and log_probs_T belong to the decisions; scored
-    holds (decision, scores) of every scored preview, the last entry is the returned image.
+    observations_TD, actions_T, rewards_T (each the sum of its parts), logits_TA and log_probs_T belong to the
+    decisions; scored holds (decision, scores) of every scored preview, the last entry is the
+    returned image.
     """
 
     training: TrainingRequest
@@ -55,6 +56,7 @@ class Trajectory:
     log_probs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
+    parts: list[Components] = field(default_factory=list)
     scored: list[tuple[int, ScoreRow]] = field(default_factory=list)
     quality: float = float("nan")
     result: EpisodeResult | None = None
@@ -158,9 +160,9 @@ class Collector:
             assert slot.scores is not None
             trajectory, episode = slot.trajectory, slot.episode
             trajectory.quality = slot.ledger.finish(
-                cost=episode.cost, nfe=episode.nfe, max_nfe=episode.max_nfe, scores=slot.scores
+                cost=episode.cost, nfe=episode.nfe, num_steps=self.engine.config.num_steps, scores=slot.scores
             )
-            trajectory.rewards = slot.ledger.rewards
+            trajectory.rewards, trajectory.parts = slot.ledger.rewards, slot.ledger.parts
             trajectory.result = episode.result()
             finished[slot.order] = trajectory
             group.slots.remove(slot)
@@ -181,8 +183,8 @@ class Collector:
 
     def _decide_once(self, deciding: list[_Slot], policy: Policy, greedy: bool) -> None:
         episodes = [slot.episode for slot in deciding]
-        for slot in deciding:
-            slot.ledger.reach(cost=slot.episode.cost, attempt=slot.episode.attempt, scores=slot.scores)
+        for slot, episode in zip(deciding, episodes, strict=True):
+            slot.ledger.reach(cost=episode.cost, nfe=episode.nfe, attempt=episode.attempt, scores=slot.scores)
         mask_BA = self.engine.legal(episodes)
         observations_BD = self._observe(deciding, mask_BA)
         logits_BA = policy(observations_BD, mask_BA)
@@ -241,7 +243,7 @@ class Collector:
             return
         episodes = self.engine.begin([training.request for _, training in taken])
         for (order, training), episode in zip(taken, episodes, strict=True):
-            ledger = RewardLedger(reward, training.target)
+            ledger = RewardLedger(reward, training.target, training.request.prompt)
             generator = np.random.default_rng(training.stream)
             group.slots.append(_Slot(episode, ledger, Trajectory(training), order, generator))
 

@@ -36,7 +36,7 @@ from actors.engine import Engine, EngineConfig
 from actors.ledger import Target
 from actors.observations import Observer
 from actors.references import Reference, reference_config, run_references
-from rewards_service.arithmetic import RewardConfig, quality
+from rewards_service.arithmetic import RewardConfig, quality, required_outputs
 from rewards_service.contracts import RewardClient
 
 ORDERS = "orders"
@@ -192,7 +192,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         collector = Collector(
             engine, observer, self.collector.client, slots=settings.slots, groups=settings.groups
         )
-        return run_references(collector, requests, reward, observe=observe)
+        return run_references(collector, requests, required_outputs(reward), observe=observe)
 
     # -- RLlib's interface ---------------------------------------------------------------------------
 
@@ -265,6 +265,9 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             sums["episodes"] += 1
             sums["decisions"] += len(trajectory.actions)
             sums["return"] += sum(trajectory.rewards)
+            for parts in trajectory.parts:
+                for name, value in parts._asdict().items():
+                    sums[f"reward/{name}"] += value
             sums["quality"] += trajectory.quality
             reference = quality(trajectory.training.target.reference, self.orders.reward)
             sums["quality_over_reference"] += trajectory.quality - reference

@@ -1,7 +1,7 @@
 """What an episode is measured against: the same prompt and seed, run to the end by `continue`.
 
 Always true here: a reference holds raw scores, so that it stays valid when the reward's weights or
-scales change; two references of the same key are the same image.
+scales change; two references of the same key, prompt and seed are the same image.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,28 @@ from actors.collector import Collector, TrainingRequest, Trajectory, final_score
 from actors.contracts import EpisodeRequest, EpisodeResult
 from actors.engine import EngineConfig
 from actors.ledger import Target
-from rewards_service.arithmetic import RewardConfig, required_outputs
+from rewards_service.arithmetic import RewardConfig
+from rewards_service.contracts import METRICS
+
+#: Options of the decisions, of which a reference takes none. Any other option, and any that is new, is part
+#: of what a reference is found by.
+DECISION_OPTIONS = (
+    "warmup_steps",
+    "stop_from",
+    "actions",
+    "max_nfe",
+    "max_attempts",
+    "restart_needs_look",
+    "refine_steps",
+    "refine_noise",
+    "refine_threshold",
+    "refine_region",
+    "refine_grid",
+    "refine_share",
+    "refine_head",
+    "look_price",
+    "max_decisions",
+)
 
 
 @dataclass(frozen=True)
@@ -34,20 +56,33 @@ class Reference:
     observations_TD: NDArray[np.float32] | None = None
 
 
-def reference_key(request: EpisodeRequest, engine: EngineConfig, backbone: str, scorers: str) -> str:
-    """Names one reference: the image it is (model, schedule, guidance, prompt, seed) and its judges."""
-    parts = [
-        backbone,
-        scorers,
-        engine.solver,
-        engine.num_steps,
-        engine.timestep_spacing,
-        engine.flow_shift,
-        engine.guidance_scale,
-        request.prompt,
-        request.seed,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+@dataclass(frozen=True)
+class ReferenceKind:
+    """Everything but prompt and seed that a reference depends on: its judges, its model, its schedule.
+
+    backbone, scorers: identities made of the weights' content; dtype: the type that the model ran in.
+    """
+
+    backbone: str
+    dtype: str
+    scorers: str
+    engine: dict[str, Any]
+
+    @classmethod
+    def of(cls, engine: EngineConfig, backbone: str, dtype: str, scorers: str) -> ReferenceKind:
+        """The kind of the references that are run under these options."""
+        options = {name: value for name, value in asdict(engine).items() if name not in DECISION_OPTIONS}
+        return cls(backbone, dtype, scorers, options)
+
+    @property
+    def key(self) -> str:
+        """Twenty-four hex digits that differ wherever anything of it differs."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
+
+
+def plain_request(request: EpisodeRequest) -> EpisodeRequest:
+    """What fixes a reference's image within its kind: prompt and seed."""
+    return EpisodeRequest(request.prompt, request.seed)
 
 
 def reference_config(config: EngineConfig, num_steps: int) -> EngineConfig:
@@ -63,17 +98,18 @@ def reference_config(config: EngineConfig, num_steps: int) -> EngineConfig:
 
 
 def run_references(
-    collector: Collector, requests: Sequence[EpisodeRequest], reward: RewardConfig, *, observe: bool
+    collector: Collector, requests: Sequence[EpisodeRequest], outputs: Sequence[str], *, observe: bool
 ) -> list[Reference]:
-    """Run requests to the end; `observe` keeps what is seen on the way, each preview scored.
+    """Run requests to the end and score their images; `observe` keeps what is seen, each preview scored.
 
-    The collector's engine has a `reference_config`.
+    outputs: the scores wanted, scalars and perhaps `dino`; what the observer shows is scored besides. The
+    collector's engine has a `reference_config`.
     """
     config = collector.engine.config
     assert config.actions == ("continue", "stop")
-    every = 1 if observe else config.max_decisions
-    judged = replace(reward, profile="balanced", score_every=every)
-    nothing = Target(dict.fromkeys(required_outputs(judged), 0.0))
+    wanted = outputs if observe else [name for name in outputs if name != "dino"]  # which is no scalar
+    judged = _asking_for(wanted, score_every=1 if observe else config.max_decisions)
+    nothing = Target(dict.fromkeys(METRICS.values(), 0.0))
     gathered = collector.collect(
         [TrainingRequest(replace(request, max_nfe=None), (0,), nothing) for request in requests],
         _to_the_end,
@@ -90,6 +126,14 @@ def run_references(
         )
         for request, trajectory in zip(requests, gathered, strict=True)
     ]
+
+
+def _asking_for(outputs: Sequence[str], score_every: int) -> RewardConfig:
+    """A reward that needs these scores and no others; what it pays is not looked at."""
+    weights = {name: 1.0 for name, output in METRICS.items() if output in outputs}
+    steady = {"stability": 1.0} if "dino" in outputs else {}
+    scales = dict.fromkeys(METRICS, 1.0)
+    return RewardConfig(alpha=weights | steady, beta=weights, scales=scales, score_every=score_every)
 
 
 def _to_the_end(_: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:

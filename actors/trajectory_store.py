@@ -15,8 +15,9 @@ import pyarrow.parquet
 
 from actors.collector import Trajectory
 from actors.errors import UserError
+from rewards_service.arithmetic import Components
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 _VECTOR = pyarrow.list_(pyarrow.float32())
 SCHEMA = pyarrow.schema(
@@ -32,6 +33,7 @@ SCHEMA = pyarrow.schema(
         ("action_logp", pyarrow.float32()),
         ("action_dist_inputs", _VECTOR),
         ("rewards", pyarrow.float32()),
+        *((f"reward_{part}", pyarrow.float32()) for part in Components._fields),
         ("terminateds", pyarrow.bool_()),
         ("truncateds", pyarrow.bool_()),
         ("nfe", pyarrow.int32()),
@@ -50,7 +52,10 @@ def episode_id(trajectory: Trajectory) -> str:
 
 
 def to_table(trajectories: Sequence[Trajectory], weights_seq_no: int) -> pyarrow.Table:
-    """Rows of all decisions; `quality` is that of the returned image, on every row of its episode."""
+    """Rows of all decisions; `quality` is that of the returned image, on every row of its episode.
+
+    `rewards` is the sum of the columns `reward_...`.
+    """
     columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
     for trajectory in trajectories:
         result = trajectory.result
@@ -77,6 +82,7 @@ def to_table(trajectories: Sequence[Trajectory], weights_seq_no: int) -> pyarrow
                 "quality": trajectory.quality,
                 "weights_seq_no": weights_seq_no,
             }
+            row |= {f"reward_{part}": value for part, value in trajectory.parts[t]._asdict().items()}
             for name, value in row.items():
                 columns[name].append(value)
     return pyarrow.table(columns, schema=SCHEMA)

@@ -29,11 +29,14 @@ config_app = typer.Typer(help="Look at the configuration.")
 app.add_typer(config_app, name="config")
 bench_app = typer.Typer(help="Measure this machine.")
 app.add_typer(bench_app, name="bench")
+rewards_app = typer.Typer(help="The rewards service, and what its scores are worth.")
+app.add_typer(rewards_app, name="rewards")
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[OVERRIDES]...", help="OPTION=VALUE or GROUP=FILE, for example ppo.lr=1e-4 solver=ddim"
+        metavar="[OVERRIDES]...",
+        help="OPTION=VALUE, GROUP=FILE or @FILE, for example ppo.lr=1e-4 solver=ddim",
     ),
 ]
 
@@ -163,6 +166,34 @@ def bench_rollout(
         scoring=scoring,
         device=device,
         out=json_file,
+    )
+
+
+@rewards_app.command("calibrate")
+def rewards_calibrate(
+    overrides: Overrides = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, metavar="N", help="Prompts; else as prompts.limit says."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, metavar="N", help="Images a prompt; else as prompts.seeds says."),
+    ] = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, metavar="N", help="Images in all; else every prompt and seed."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to run; else as backbone.device says.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a file that `train @FILE` takes.")
+    ] = None,
+) -> None:
+    """Measure how much of each metric counts as 1, and the terminal reward's sigma."""
+    from cluster.calibrate_command import calibrate_rewards
+
+    calibrate_rewards(
+        overrides or [], prompts=prompts, seeds=seeds, episodes=episodes, device=device, out=out
     )
 
 

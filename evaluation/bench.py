@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from actors.contracts import Backbone, Images, QualityScorer
 from actors.errors import UserError
 from evaluation.config import EvaluationConfig
 from rewards_service.contracts import RewardClient
+from rewards_service.identity import scorers_identity
 from rewards_service.loading import build_scorers
 from rewards_service.local import LocalClient
 from rewards_service.scorers_config import ScorersConfig
@@ -83,7 +83,7 @@ class BenchRecipe:
             client=client,
             judge=strict_scores if self.strict else image_reward,
             metric=STRICT if self.strict else IMAGE_REWARD,
-            identity=_identity(backbone.identity, scorers_digest(self.scorers), str(self.strict)),
+            identity=_identity(backbone.identity, scorers_identity(self.scorers), str(self.strict)),
         )
 
 
@@ -107,35 +107,6 @@ def strict_scores(images: Images, captions: Sequence[str]) -> NDArray[np.float32
         [strict_score(image, caption) for image, caption in zip(images, captions, strict=True)],
         dtype=np.float32,
     )
-
-
-def folder_digest(folder: Path) -> str:
-    """A digest of all files of a folder, by name and content."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def scorers_digest(named: str | ScorersConfig) -> str:
-    """A digest of all that scores depend on: the folder, or the options and the local files they name."""
-    if isinstance(named, str):
-        return folder_digest(Path(named))
-    digest = hashlib.sha256(named.identity.encode())
-    for _, source in sorted(named.sources().items()):
-        path = Path(source)
-        if path.is_dir():
-            digest.update(folder_digest(path).encode())
-        elif path.is_file():
-            digest.update(file_digest(path).encode())
-    return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """A digest of a file's content, read in parts: checkpoints have gigabytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(*parts: str) -> str:

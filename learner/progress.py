@@ -51,6 +51,7 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
     row |= {
         "decisions": int(decisions),
         "return": sums["return"] / episodes,
+        "reward_parts": _part(sums, "reward/", episodes),
         "quality": sums["quality"] / episodes,
         "quality_over_reference": sums["quality_over_reference"] / episodes,
         "nfe": nfe,

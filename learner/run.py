@@ -8,12 +8,11 @@ date; price, scales and sigma change only here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -22,13 +21,13 @@ from actors.contracts import EpisodeRequest
 from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
-from actors.references import Reference, reference_key
-from learner import checkpoints, references, registry, session
+from actors.references import Reference, ReferenceKind, reference_config
+from learner import calibration, checkpoints, references, registry, session
 from learner.config import RunConfig
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
 from learner.ppo import hard_share, ppo_config, set_schedules
 from learner.progress import ProgressFile, iteration_row
-from rewards_service.arithmetic import RewardConfig, dual_variable, quality
+from rewards_service.arithmetic import RewardConfig, dual_variable, quality, required_outputs
 
 Progress = Callable[[dict[str, Any]], None]
 #: Requests whose references are scored all the way, for normalisation and score scales.
@@ -36,6 +35,8 @@ _CALIBRATION_REQUESTS = 64
 #: How often what is left of a chunk of references is given out, and how long a restart may take.
 _ATTEMPTS = 5
 _RESTART_S = 180.0
+CALIBRATION = "calibration.yaml"
+"""In a run's folder; `addiffusion train @FILE` takes it."""
 #: The seeds' second reward compares DDIM-50 with DDIM-20.
 _SHORT = 0.4
 
@@ -59,7 +60,6 @@ class Run:
         self.iteration = 0
         self.seconds = 0.0
         self.reward: RewardConfig = config.reward
-        self.sigma = 1.0
         self.row: dict[str, Any] = {}
         self._world = world
         self.described = session.describe(world, config)
@@ -91,70 +91,73 @@ class Run:
 
     def calibrate(self) -> None:
         """Run the references; fix the input normalisation, the scores' scales and sigma on them."""
-        calibration = self.requests[:_CALIBRATION_REQUESTS]
-        observed = self._run_references(calibration, self.config.engine.num_steps, observe=True)
-        statistics = references.normalisation(observed, self.described.observer)
+        num_steps = self.config.engine.num_steps
+        pieces = self._run_references(self.requests[:_CALIBRATION_REQUESTS], num_steps, observe=True)
+        observed = [reference for piece in pieces for reference in piece]
+        statistics = calibration.normalisation(observed, self.described.observer)
         mean_D, std_D = torch.from_numpy(statistics.mean_D), torch.from_numpy(statistics.std_D)
         self.algorithm.learner_group.foreach_learner(
             lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().set_normalisation(mean_D, std_D)
         )
-        found = self._table(self.config.engine.num_steps, observed)
-        prompts = [reference.request.prompt for reference in found]
-        self.reward = replace(self.reward, scales={**self.reward.scales, **references.score_scales(found)})
-        qualities = np.array([quality(reference.scores, self.reward) for reference in found])
-        self.sigma = references.spread(prompts, qualities)
+        found = self._table(num_steps, observed)
+        measured = calibration.calibrate(found, self.reward)
+        if self.reward.sigma is None:
+            measured_on = f"{len(found)} references of {self.described.identity}"
+            measured.write(self.run_dir / CALIBRATION, measured_on)
+        self.reward = measured.applied(self.reward)
         self._begin(found)
 
     def resume(self, checkpoint: Path, state: checkpoints.RunState) -> None:
         """Go on where a checkpoint was written."""
         checkpoints.restore(self.algorithm, checkpoint)
         self.iteration, self.seconds = state.iteration, state.seconds
-        self.reward = replace(self.reward, scales=state.scales, c_nfe=state.c_nfe)
-        self.sigma = state.sigma
+        calibrated = calibration.Calibration(state.scales, state.sigma).applied(self.reward)
+        self.reward = replace(calibrated, c_nfe=state.c_nfe)
         self._begin(self._table(self.config.engine.num_steps, []))
 
     def _begin(self, found: Sequence[Reference]) -> None:
         """Set the targets, and give all env runners the learner's weights."""
+        sigma = self._sigma()
         shorter: list[Reference] | None = None
         if self.reward.profile == "seed_v2":
             shorter = self._table(max(round(_SHORT * self.config.engine.num_steps), 1), [])
         self.targets = tuple(
-            Target(reference.scores, self.sigma, None if shorter is None else shorter[index].scores)
+            Target(reference.scores, sigma, None if shorter is None else shorter[index].scores)
             for index, reference in enumerate(found)
         )
-        self.hard = references.hardest([quality(reference.scores, self.reward) for reference in found])
+        self.hard = calibration.hardest([quality(reference.scores, self.reward) for reference in found])
         self.algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
         )
 
-    def _table(self, num_steps: int, done: Sequence[Reference]) -> list[Reference]:
-        """References of all requests on a schedule of `num_steps`, from the run's table or computed now."""
-        path = self.run_dir / "references.parquet"
-        engine = replace(self.config.engine, num_steps=num_steps)
-        identity, scorers = self.described.identity, self._world.scorers
-        keys = [reference_key(request, engine, identity, scorers) for request in self.requests]
-        by_request = dict(zip(self.requests, keys, strict=True))
-        table = references.read_table(path)
-        table |= {by_request[reference.request]: reference for reference in done}
-        left = references.missing(self.requests, keys, table)
-        computed = self._run_references(left, num_steps, observe=False)
-        table |= {by_request[reference.request]: reference for reference in computed}
-        references.write_table(path, table)
-        return [table[key] for key in keys]
+    def _sigma(self) -> float:
+        assert self.reward.sigma is not None, "the run is not calibrated"
+        return self.reward.sigma
+
+    def _table(self, num_steps: int, observed: Sequence[Reference]) -> list[Reference]:
+        """References of all requests on a schedule of `num_steps`, shared with other runs or run now."""
+        engine, dtype = reference_config(self.config.engine, num_steps), self.config.backbone.dtype
+        kind = ReferenceKind.of(engine, self.described.identity, dtype, self._world.scorers)
+        store = references.ReferenceStore(self.run_dir.parent / references.FOLDER, kind)
+        store.add(observed)
+        return store.complete(
+            self.requests,
+            [name for name in required_outputs(self.reward) if name != "dino"],
+            lambda missing: self._run_references(missing, num_steps, observe=False),
+        )
 
     def _run_references(
         self, requests: Sequence[EpisodeRequest], num_steps: int, *, observe: bool
-    ) -> list[Reference]:
+    ) -> Iterator[list[Reference]]:
         """Computed by all env runners in parallel, a chunk at a time so that progress is seen."""
         resources = self.config.resources
         chunk = resources.slots * max(resources.num_env_runners, 1)
         before = len(self.requests) - len(requests) if not observe else 0
-        done: list[Reference] = []
-        while len(done) < len(requests):
-            now = requests[len(done) : len(done) + chunk]
-            done += self._run_chunk(now, num_steps, observe)
-            self.report({"phase": "references", "done": before + len(done), "total": len(self.requests)})
-        return done
+        for start in range(0, len(requests), chunk):
+            now = requests[start : start + chunk]
+            yield self._run_chunk(now, num_steps, observe)
+            done = before + start + len(now)
+            self.report({"phase": "references", "done": done, "total": len(self.requests)})
 
     def _run_chunk(
         self, requests: Sequence[EpisodeRequest], num_steps: int, observe: bool
@@ -283,7 +286,7 @@ class Run:
         state = checkpoints.RunState(
             iteration=self.iteration,
             c_nfe=self.reward.c_nfe,
-            sigma=self.sigma,
+            sigma=self._sigma(),
             scales=dict(self.reward.scales),
             seconds=self.seconds,
         )

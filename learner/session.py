@@ -15,7 +15,6 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -30,8 +29,8 @@ from learner.config import ResourcesConfig, RunConfig
 from rewards_service import actor as reward_actor
 from rewards_service.client import ActorClient
 from rewards_service.contracts import RewardClient
+from rewards_service.identity import scorers_identity
 from rewards_service.loading import build_scorers
-from rewards_service.scorers_config import ScorersConfig
 from shapes import weights
 
 #: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
@@ -59,7 +58,7 @@ class World:
     make_backbone: Callable[[], Backbone]
     make_client: Callable[[], RewardClient]
     scorers: str
-    """Names the reward models: references scored by others are not reused."""
+    """Identity of the reward models: references scored by others are not reused."""
 
 
 @contextlib.contextmanager
@@ -114,7 +113,7 @@ def world(config: RunConfig) -> Iterator[World]:
         yield World(
             make_backbone=functools.partial(_make_backbone, config.backbone),
             make_client=functools.partial(ActorClient, names),
-            scorers=scorers.identity if isinstance(scorers, ScorersConfig) else Path(scorers).name,
+            scorers=scorers_identity(scorers),
         )
     finally:
         for handle in pool:

@@ -1,10 +1,12 @@
 """The reward, as pure functions of scores and costs; all that others need of it is imported from here.
 
-`R = R_quality + R_efficiency + R_terminal` for each decision, without outer weights. Invariants:
-- Standing still never pays: R_quality is a difference of potentials (Ng, Harada and Russell 1999), with
-  the potential of a finished episode zero, and stability, never positive.
+`R = R_quality + R_efficiency + R_terminal` for each decision, without outer weights; R_quality is given in
+two parts, shaping and stability. Invariants:
+- Standing still never pays: the discounted shaping of an episode is what its first state alone fixes (Ng,
+  Harada and Russell 1999; the potential of a finished episode is zero), and stability is never positive.
 - R_terminal is bounded by its weight and range, whatever a prompt's references are.
 - The held-out utility, by which trials are compared, knows no trial's weights.
+- A score that is missing or not finite is a ScoringError, never a number.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from numpy.typing import ArrayLike
 from rewards_service.contracts import METRICS, ScoreRow
 from rewards_service.dual_variable import DualVariable, dual_variable
 from rewards_service.reward_config import RewardConfig
+from rewards_service.score_rows import embedding, scalar
 from rewards_service.seed_rewards import (
     SEED_FORMULAS,
-    seed_quality,
+    SeedFormula,
+    seed_gains,
+    seed_similarity,
     seed_terminal_v1,
     seed_terminal_v2,
 )
@@ -53,22 +58,26 @@ HELD_OUT_PRICE = 0.005
 
 
 class Components(NamedTuple):
-    """One number for each component of the reward: its factor in a profile, or its value."""
+    """One number for each component of the reward: its factor in a profile, or its value.
+
+    R_quality is quality + stability.
+    """
 
     quality: float
+    stability: float
     efficiency: float
     terminal: float = 0.0
 
 
 #: What a profile multiplies each component by. `raw` is `balanced` without scales, sigma and clipping.
 PROFILES: dict[str, Components] = {
-    "balanced": Components(1.0, 1.0, 1.0),
-    "quality": Components(1.0, 0.5, 1.0),
-    "efficiency": Components(1.0, 2.0, 1.0),
-    "terminal_only": Components(0.0, 0.0, 1.0),
-    "no_quality": Components(0.0, 1.0, 1.0),
-    "no_efficiency": Components(1.0, 0.0, 1.0),
-    "raw": Components(1.0, 1.0, 1.0),
+    "balanced": Components(1.0, 1.0, 1.0, 1.0),
+    "quality": Components(1.0, 1.0, 0.5, 1.0),
+    "efficiency": Components(1.0, 1.0, 2.0, 1.0),
+    "terminal_only": Components(0.0, 0.0, 0.0, 1.0),
+    "no_quality": Components(0.0, 0.0, 1.0, 1.0),
+    "no_efficiency": Components(1.0, 1.0, 0.0, 1.0),
+    "raw": Components(1.0, 1.0, 1.0, 1.0),
 }
 
 
@@ -88,19 +97,22 @@ class Step:
     """False if a restart lies between: its other picture is not instability."""
     attention_entropy: float = 0.0
     """Normalised, of a refinement; the seeds' second version pays for it."""
+    nfe: float | None = None
+    """Without looks, which the seeds do not know; None: the cost."""
 
 
 @dataclass(frozen=True)
 class Ending:
     """A finished episode: the returned image's scores and the references' of the same prompt and seed.
 
-    short_reference is the cheaper of the seeds' two references, and only their second version needs it.
+    num_steps: of the schedule; short_reference is the cheaper of the seeds' two references. Only their
+    second version needs these, and nfe.
     """
 
     final: ScoreRow
     reference: ScoreRow
     nfe: float
-    max_nfe: int
+    num_steps: int
     short_reference: ScoreRow | None = None
 
 
@@ -111,23 +123,32 @@ def step_reward(step: Step, config: RewardConfig, reference: ScoreRow | None = N
     by a constant and keeps them near zero.
     """
     if formula := SEED_FORMULAS.get(config.profile):
-        gains = 0.0
-        if step.after is not None and not step.ends:
-            gains = seed_quality(step.before, step.after, formula, step.attention_entropy)
-        # The seeds count one NFE for stopping.
-        return Components(gains, efficiency(1.0 if step.ends else step.cost, formula.c_nfe))
+        return _seed_step_reward(step, formula)
     factors = PROFILES[config.profile]
     phi_before = potential(step.before, config, reference)
-    phi_after, gains = phi_before, 0.0
+    phi_after, unsteadiness = phi_before, 0.0
     if step.ends:
         phi_after = 0.0
     elif step.after is not None:
         phi_after = potential(step.after, config, reference)
         weight = config.alpha.get("stability", 0.0)
         if weight and step.same_attempt:
-            gains += weight * stability(step.before["dino"], step.after["dino"])
-    gains += shaping(phi_before, phi_after, config.gamma_d)
-    return Components(factors.quality * gains, factors.efficiency * efficiency(step.cost, config.c_nfe))
+            unsteadiness = weight * stability(embedding(step.before, "dino"), embedding(step.after, "dino"))
+    return Components(
+        quality=factors.quality * shaping(phi_before, phi_after, config.gamma_d),
+        stability=factors.stability * unsteadiness,
+        efficiency=factors.efficiency * efficiency(step.cost, config.c_nfe),
+    )
+
+
+def _seed_step_reward(step: Step, formula: SeedFormula) -> Components:
+    gains, similarity = formula.entropy_bonus * step.attention_entropy, 0.0
+    if step.after is not None and not step.ends:
+        gains += seed_gains(step.before, step.after, formula)
+        similarity = seed_similarity(step.before, step.after, formula)
+    nfe = step.cost if step.nfe is None else step.nfe
+    # The seeds count one NFE for stopping.
+    return Components(gains, similarity, efficiency(1.0 if step.ends else nfe, formula.c_nfe))
 
 
 def final_reward(ending: Ending, config: RewardConfig, sigma: float) -> float:
@@ -141,7 +162,7 @@ def final_reward(ending: Ending, config: RewardConfig, sigma: float) -> float:
         if ending.short_reference is None:
             raise ValueError("profile: 'seed_v2' without the scores of DDIM-20; accepted: episodes with both")
         references = ending.short_reference, ending.reference
-        return seed_terminal_v2(ending.final, *references, ending.nfe, ending.max_nfe)
+        return seed_terminal_v2(ending.final, *references, ending.nfe, ending.num_steps)
     final, reference = quality(ending.final, config), quality(ending.reference, config)
     weight = PROFILES[config.profile].terminal * config.terminal_weight
     if config.profile == "raw":
@@ -155,7 +176,7 @@ def potential(scores: ScoreRow, config: RewardConfig, reference: ScoreRow | None
     for name, metric in METRICS.items():
         weight = config.alpha.get(name, 0.0)
         if weight:
-            value = float(scores[metric]) - (0.0 if reference is None else float(reference[metric]))
+            value = scalar(scores, metric) - (0.0 if reference is None else scalar(reference, metric))
             phi += weight * value / _scale(name, config)
     assert math.isfinite(phi), f"potential of {dict(scores)} is {phi}"
     return phi
@@ -186,7 +207,7 @@ def quality(scores: ScoreRow, config: RewardConfig) -> float:
     """Q of an image: the mean of its scaled metrics, weighted by beta."""
     weights = {name: weight for name, weight in config.beta.items() if weight}
     total = sum(
-        weight * float(scores[METRICS[name]]) / _scale(name, config) for name, weight in weights.items()
+        weight * scalar(scores, METRICS[name]) / _scale(name, config) for name, weight in weights.items()
     )
     value = total / sum(weights.values())
     assert math.isfinite(value), f"quality of {dict(scores)} is {value}"
@@ -194,12 +215,15 @@ def quality(scores: ScoreRow, config: RewardConfig) -> float:
 
 
 def required_outputs(config: RewardConfig) -> tuple[str, ...]:
-    """The scores that the configured reward needs, so that nothing else is asked for."""
-    weights = SEED_FORMULAS.get(config.profile, config)
-    alpha: Mapping[str, float] = weights.alpha
-    beta: Mapping[str, float] = weights.beta
-    outputs = [metric for name, metric in METRICS.items() if alpha.get(name) or beta.get(name)]
-    return (*outputs, "dino") if alpha.get("stability") else tuple(outputs)
+    """The scores that the configured reward needs of previews and references: no others are asked for.
+
+    `quality` is among the statistics of every run, so its metrics are there with the seeds' formulas too.
+    """
+    formula = SEED_FORMULAS.get(config.profile)
+    weights: list[Mapping[str, float]] = [config.beta]
+    weights += [config.alpha] if formula is None else [formula.alpha, formula.beta]
+    outputs = [metric for name, metric in METRICS.items() if any(each.get(name) for each in weights)]
+    return (*outputs, "dino") if any(each.get("stability") for each in weights) else tuple(outputs)
 
 
 def utility(quality: float, cost: float, price: float = HELD_OUT_PRICE) -> float:

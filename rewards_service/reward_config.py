@@ -23,6 +23,9 @@ Profile = Literal[
     "seed_v2",
 ]
 
+#: Profiles in which the price of an NFE is not `c_nfe`, so that moving it would change nothing.
+_UNPRICED = ("terminal_only", "no_efficiency", "seed_v1", "seed_v2")
+
 
 @dataclass(frozen=True)
 class RewardConfig:
@@ -48,9 +51,12 @@ class RewardConfig:
             "image_reward_now": 0.2,
         }
     )
-    """How much of each metric counts as 1."""
+    """How much of each metric counts as 1; measured on the references where sigma is None."""
     terminal_weight: float = 1.0
     """What a final image is worth that is one sigma better than its reference."""
+    sigma: float | None = None
+    """Difference of two images' `quality` that counts as 1. None: a run measures it on its references, and
+    `scales` before it; a number keeps both as they are given, for instance by an earlier calibration."""
     terminal_range: float = 1.0
     """Differences beyond so many sigmas count no more than these."""
     c_nfe: float = 0.01
@@ -91,9 +97,22 @@ class RewardConfig:
         for option in ("c_nfe", "terminal_weight", "dual_rate"):
             if not 0 <= getattr(self, option) < math.inf:
                 raise ValueError(f"{option}: {getattr(self, option)}; accepted: 0 or more")
+        if self.sigma is not None and not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma: {self.sigma}; accepted: above 0, or null")
         if not 0 < self.terminal_range < math.inf:
             raise ValueError(f"terminal_range: {self.terminal_range}; accepted: above 0")
+        self._check_price()
+
+    def _check_price(self) -> None:
         if self.target_nfe is not None and not 0 < self.target_nfe < math.inf:
             raise ValueError(f"target_nfe: {self.target_nfe}; accepted: above 0, or null")
+        if self.quality_floor is not None and not math.isfinite(self.quality_floor):
+            raise ValueError(f"quality_floor: {self.quality_floor}; accepted: a number, or null")
         if self.target_nfe is not None and self.quality_floor is not None:
             raise ValueError(f"quality_floor: {self.quality_floor}; accepted: null, as target_nfe is given")
+        for option in ("target_nfe", "quality_floor"):
+            value = getattr(self, option)
+            if value is not None and self.profile in _UNPRICED:
+                raise ValueError(
+                    f"{option}: {value}; accepted: null, as c_nfe is no price in profile {self.profile}"
+                )

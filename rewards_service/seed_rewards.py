@@ -1,6 +1,6 @@
 """The reward formulas the project started from, number for number, kept for the ablation.
 
-Always true: nothing here is configurable. Version 1 pays `DINO_similarity` for standing still and was
+Always true here: nothing here is configurable. Version 1 pays `DINO_similarity` for standing still and was
 seen to end in "always continue"; version 2 divides by each prompt's own gap between two references and
 explodes where the gap is small. Both are what `rewards_service.arithmetic` was made to avoid.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rewards_service.contracts import METRICS, ScoreRow
+from rewards_service.score_rows import embedding, scalar
 
 NORMALISERS = {"clip": 0.05, "aesthetic": 0.3, "image_reward": 0.2}
 SAVING_BONUS = 1.5
@@ -44,36 +45,39 @@ SEED_V2 = SeedFormula(
 SEED_FORMULAS = {"seed_v1": SEED_V1, "seed_v2": SEED_V2}
 
 
-def seed_quality(
-    before: ScoreRow, after: ScoreRow, formula: SeedFormula, attention_entropy: float = 0.0
-) -> float:
-    """R_quality of one step: gains between consecutive clean predictions, and similarity itself.
+def seed_gains(before: ScoreRow, after: ScoreRow, formula: SeedFormula) -> float:
+    """R_quality without its similarity: weighted gains between consecutive clean predictions."""
+    return sum(
+        formula.alpha[name] * _gain(before, after, name) / scale for name, scale in NORMALISERS.items()
+    )
 
-    attention_entropy: normalised entropy of the attention maps if the action was a refinement, else 0.
-    """
-    reward = formula.entropy_bonus * attention_entropy
-    for name, scale in NORMALISERS.items():
-        metric = METRICS[name]
-        reward += formula.alpha[name] * float(after[metric] - before[metric]) / scale
-    if formula.alpha["stability"]:
-        reward += formula.alpha["stability"] * float(np.dot(before["dino"], after["dino"]))
-    return reward
+
+def seed_similarity(before: ScoreRow, after: ScoreRow, formula: SeedFormula) -> float:
+    """The rest of R_quality: the weighted similarity itself, 1 for the same picture."""
+    weight = formula.alpha["stability"]
+    return weight * float(np.dot(embedding(before, "dino"), embedding(after, "dino"))) if weight else 0.0
 
 
 def seed_terminal_v1(final: ScoreRow) -> float:
     """The final image's raw scores, weighted."""
-    return sum(weight * float(final[METRICS[name]]) for name, weight in SEED_V1.beta.items())
+    return sum(weight * scalar(final, METRICS[name]) for name, weight in SEED_V1.beta.items())
 
 
-def seed_terminal_v2(final: ScoreRow, ddim20: ScoreRow, ddim50: ScoreRow, nfe: float, max_nfe: int) -> float:
+def seed_terminal_v2(
+    final: ScoreRow, ddim20: ScoreRow, ddim50: ScoreRow, nfe: float, num_steps: int
+) -> float:
     """Each score's place between this prompt's two references, times a bonus for NFE saved.
 
-    A metric whose references do not differ in the right direction gives nothing, as in the original.
+    num_steps: of the schedule, N_max. A metric whose references do not differ in the right direction gives
+    nothing, as in the original.
     """
     places = 0.0
     for name, weight in SEED_V2.beta.items():
-        metric = METRICS[name]
-        gap = float(ddim50[metric] - ddim20[metric])
+        gap = _gain(ddim20, ddim50, name)
         if gap > 0:
-            places += weight * float(final[metric] - ddim20[metric]) / gap
-    return places * (1 + SAVING_BONUS * (max_nfe - nfe) / max_nfe)
+            places += weight * _gain(ddim20, final, name) / gap
+    return places * (1 + SAVING_BONUS * (num_steps - nfe) / num_steps)
+
+
+def _gain(before: ScoreRow, after: ScoreRow, name: str) -> float:
+    return scalar(after, METRICS[name]) - scalar(before, METRICS[name])

@@ -7,7 +7,7 @@ mistakes are UserErrors of one line, raised before anything has started.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from actors.errors import UserError
 from evaluation.config import EvaluationConfig
 from learner.config import RunConfig
-from tune_configs.conversion import from_mapping, nearest, option_names, unknown_option
+from tune_configs.conversion import from_mapping, join, nearest, option_names, unknown_option
 
 FOLDER = Path(__file__).resolve().parent
 _EVALUATION = "evaluation"
@@ -41,15 +41,21 @@ class Settings(NamedTuple):
         return OmegaConf.to_yaml(OmegaConf.create({**asdict(self.run), _EVALUATION: asdict(self.evaluation)}))
 
 
+class _Value(NamedTuple):
+    """One option, and what it is set to."""
+
+    option: str
+    value: Any
+
+
 def compose(overrides: Sequence[str] = ()) -> Settings:
     """The configuration that config.yaml chooses, changed by `overrides` from left to right.
 
-    overrides: "GROUP=FILE" or "OPTION=VALUE", in Hydra's grammar. Raises UserError.
+    overrides: "GROUP=FILE" or "OPTION=VALUE", in Hydra's grammar, or "@FILE", a YAML file of options.
+    Raises UserError.
     """
-    parsed = [_parse(text) for text in overrides]
-    choices = [override.input_line for override in parsed if _is_choice(override)]
-    values = [override for override in parsed if not _is_choice(override)]
-    return _settings(_tree(choices), values)
+    choices, values = _split(overrides)
+    return _settings(_tree([override.input_line for override in choices]), values)
 
 
 def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -57,11 +63,9 @@ def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
 
     A file without a section `evaluation` gets that of config.yaml. Raises UserError.
     """
-    parsed = [_parse(text) for text in overrides]
-    values = [override for override in parsed if not _is_choice(override)]
-    choices = [override.input_line for override in parsed if _is_choice(override)]
-    for override in parsed:
-        if _is_choice(override) and override.key_or_group != _EVALUATION:
+    choices, values = _split(overrides)
+    for override in choices:
+        if override.key_or_group != _EVALUATION:
             raise UserError(
                 f"{override.input_line}: a run that exists keeps its files; give single options, "
                 f"for example ppo.iterations=100, or another evaluation="
@@ -75,7 +79,7 @@ def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
     if not isinstance(stored, dict):
         raise UserError(f"{path}: not a configuration; give a run that `addiffusion train` has made")
     if _EVALUATION not in stored or choices:
-        stored[_EVALUATION] = _tree(choices)[_EVALUATION]
+        stored[_EVALUATION] = _tree([override.input_line for override in choices])[_EVALUATION]
     try:
         return _settings(stored, values)
     except UserError as error:
@@ -86,6 +90,49 @@ def groups() -> dict[str, list[str]]:
     """Each group with the names of its files, both sorted."""
     folders = sorted(folder for folder in FOLDER.iterdir() if any(folder.glob("*.yaml")))
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def _split(overrides: Sequence[str]) -> tuple[list[Override], list[_Value]]:
+    """The choices of files, and the options with their values, each in the order given."""
+    choices: list[Override] = []
+    values: list[_Value] = []
+    for text in overrides:
+        if text.startswith("@"):
+            values += _values_of_file(Path(text[1:]))
+            continue
+        override = _parse(text)
+        if _is_choice(override):
+            choices.append(override)
+        else:
+            values.append(_Value(override.key_or_group, override.value()))
+    return choices, values
+
+
+def _values_of_file(path: Path) -> list[_Value]:
+    """All options of a YAML file that is given as @FILE, such as a calibration."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"@{path}: no such file; give a YAML file of options") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"@{path}: not a readable YAML file ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"@{path}: not a mapping; give a YAML file of options")
+    known = _options()
+    try:
+        return list(_flattened(content, known))
+    except UserError as error:
+        raise UserError(f"@{path}: {error}") from error
+
+
+def _flattened(content: dict[Any, Any], known: Sequence[str], section: str = "") -> Iterator[_Value]:
+    for name, value in content.items():
+        option = join(section, str(name))
+        _check_option(option, known)
+        if isinstance(value, dict) and any(each.startswith(f"{option}.") for each in known):
+            yield from _flattened(value, known, option)
+        else:
+            yield _Value(option, value)
 
 
 def _parse(text: str) -> Override:
@@ -100,9 +147,7 @@ def _parse(text: str) -> Override:
     if override.is_add() or override.is_delete() or override.is_sweep_override() or override.package:
         raise UserError(f"'{text}': give one value for one option, as OPTION=VALUE")
     option = override.key_or_group
-    known = list(groups()) + _options()
-    if option not in known and not _inside_mapping(option):
-        raise UserError(unknown_option(option, known))
+    _check_option(option, [*groups(), *_options()])
     if _is_choice(override):
         accepted = groups()[option]
         if override.value() not in accepted:
@@ -111,6 +156,11 @@ def _parse(text: str) -> Override:
                 f"{nearest(override.value(), accepted)}"
             )
     return override
+
+
+def _check_option(option: str, known: Sequence[str]) -> None:
+    if option not in known and not _inside_mapping(option):
+        raise UserError(unknown_option(option, known))
 
 
 def _is_choice(override: Override) -> bool:
@@ -138,11 +188,11 @@ def _tree(choices: Sequence[str | None]) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _settings(tree: dict[str, Any], values: Sequence[Override]) -> Settings:
+def _settings(tree: dict[str, Any], values: Sequence[_Value]) -> Settings:
     config = OmegaConf.create(tree)
     try:
-        for override in values:
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+        for option, value in values:
+            OmegaConf.update(config, option, value, force_add=True)
         plain = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, HydraException) as error:
         raise UserError(_first_line(error)) from error

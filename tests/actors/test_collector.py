@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,14 @@ def test_rewards_of_an_episode_by_hand() -> None:
     ]
     expected[-1] += 1.0  # (1 - 0.25) / 0.5, clipped
     np.testing.assert_allclose(trajectory.rewards, expected, atol=1e-6)
+    for part, values in {
+        "quality": [gamma * after - before for before, after in pairwise(potentials)],
+        "stability": [0.0] * 6,
+        "efficiency": [-price * cost for cost in prices],
+        "terminal": [0.0] * 5 + [1.0],
+    }.items():
+        recorded = [getattr(each, part) for each in trajectory.parts]
+        np.testing.assert_allclose(recorded, values, atol=1e-6)
     assert trajectory.quality == pytest.approx(1.0)
     assert trajectory.result is not None
     assert trajectory.result.nfe == 2 + 1 + 1 + 1 + 1
@@ -325,3 +334,39 @@ def test_a_region_that_needs_no_attention_is_refined_in_training() -> None:
     assert trajectory.result is not None
     assert [record.action for record in trajectory.result.decisions] == ["refine", "continue", "stop"]
     assert trajectory.result.nfe == 2 + (1 + config.refine_steps) + 1
+
+
+class TwoJudges(ToyScorer):
+    """Also judges the image as it is."""
+
+    outputs = (*ToyScorer.outputs, "image_reward_now")
+
+    def score(self, images: Images, prompts: Sequence[str]) -> Scores:
+        scores = super().score(images, prompts)
+        return scores | {"image_reward_now": scores["image_reward"] * np.float32(0.5)}
+
+
+@pytest.mark.parametrize("profile", ["seed_v1", "seed_v2"])
+def test_the_seeds_formulas_run_where_quality_has_a_metric_that_they_do_not_know(profile: Any) -> None:
+    """The embedded world's quality is by `image_reward_now`; looks, too, are unknown to the seeds."""
+    reward = RewardConfig(profile=profile, beta={"image_reward_now": 1.0})
+    scores = {"clip_score": 0.5, "aesthetic": 0.5, "image_reward": 0.5}
+    target = Target(scores, short_reference=dict.fromkeys(scores, 0.25))
+    asked = [TrainingRequest(EpisodeRequest("a prompt", seed_with(1)), (7,), target)]
+    gathering = collector(slots=1, client=LocalClient([TwoJudges()]))
+    (trajectory,) = gathering.collect(asked, scripted("look", "continue", "stop"), reward)
+    assert trajectory.quality == pytest.approx(0.5 / 0.2)
+    price = 0.01 if profile == "seed_v1" else 0.02
+    assert [each.efficiency for each in trajectory.parts] == pytest.approx([0.0, -price, -price])
+
+
+def test_savings_are_counted_against_the_schedule() -> None:
+    """The seeds' N_max is the schedule's steps, 5 here, whatever budget an episode has."""
+    reward = RewardConfig(profile="seed_v2")
+    scores = {"clip_score": 1.0, "aesthetic": 1.0, "image_reward": 1.0}
+    target = Target(scores, short_reference=dict.fromkeys(scores, 0.0))
+    asked = [TrainingRequest(EpisodeRequest("a prompt", seed_with(1)), (7,), target)]
+    (trajectory,) = collector(slots=1).collect(asked, scripted("continue", "stop"), reward)
+    assert trajectory.result is not None
+    assert trajectory.result.nfe == 3
+    assert trajectory.parts[-1].terminal == pytest.approx((1.0 + 0.4 + 0.6) * (1 + 1.5 * (5 - 3) / 5))

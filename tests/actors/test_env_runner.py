@@ -125,6 +125,10 @@ def test_trajectories_are_stored_as_they_were(runner: DiffusionEnvRunner, tmp_pa
         np.testing.assert_array_equal(row["obs"], episode.get_observations(t))
         assert row["actions"] == episode.get_actions(t)
         assert row["rewards"] == pytest.approx(episode.get_rewards(t), abs=1e-6)
+        parts = [row[f"reward_{part}"] for part in ("quality", "stability", "efficiency", "terminal")]
+        assert sum(parts) == pytest.approx(row["rewards"], abs=1e-5)
+        assert (row["reward_terminal"] != 0.0) <= row["terminateds"]
+        assert row["reward_efficiency"] <= 0.0
         assert row["terminateds"] == (t == len(episode) - 1)
 
 

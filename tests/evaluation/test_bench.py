@@ -13,17 +13,11 @@ from actors.backbones.config import BackboneConfig
 from actors.contracts import Images
 from actors.errors import UserError
 from actors.policy import load_policy, save_policy
-from evaluation.bench import (
-    IMAGE_REWARD,
-    STRICT,
-    bench_recipe,
-    folder_digest,
-    scorers_digest,
-    strict_scores,
-)
+from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, strict_scores
 from evaluation.config import EvaluationConfig
 from evaluation.methods import read_policy
 from rewards_service.contracts import Scores
+from rewards_service.identity import folder_digest, scorers_identity
 from rewards_service.scorers_config import AestheticConfig, ClipConfig, DinoConfig, ScorersConfig
 from shapes.captions import distinct_captions
 from shapes.render import render_scene
@@ -120,10 +114,10 @@ def test_a_digest_of_reward_models_sees_options_and_the_local_files_they_name(tm
         aesthetic=AestheticConfig(str(tmp_path / "head.pth")),
         dino=DinoConfig(str(tmp_path / "dino")),
     )
-    digests = {scorers_digest(named), scorers_digest(replace(named, clip=ClipConfig(dtype="float16")))}
+    digests = {scorers_identity(named), scorers_identity(replace(named, clip=ClipConfig(dtype="float16")))}
     for path in (tmp_path / "head.pth", tmp_path / "dino" / "weights"):
         path.write_bytes(b"2")
-        digests.add(scorers_digest(named))
+        digests.add(scorers_identity(named))
     assert len(digests) == 4
 
 

@@ -30,6 +30,8 @@ RESULTS: dict[str, Any] = {
             "action/stop": 4,
             "action/leap-2": 1,
             "score/image_reward": 1.0,
+            "reward/quality": 3.0,
+            "reward/terminal": -1.0,
         }
     },
     "learners": {"default_policy": {"weights_seq_no": 5, "policy_loss": -0.1, "vf_loss": 0.5}},
@@ -42,6 +44,7 @@ def test_a_row_holds_the_means_over_all_episodes() -> None:
     assert (row["nfe"], row["nfe_std"], row["cost"]) == (10.0, 2.0, 11.0)
     assert row["actions"] == {"continue": 0.75, "stop": 0.2, "leap-2": 0.05}
     assert row["scores"] == {"image_reward": 0.25}
+    assert row["reward_parts"] == {"quality": 0.75, "terminal": -0.25}
     assert row["entropy"] == 0.5
     assert (row["denoiser_utilisation"], row["waiting_share"]) == (0.75, 0.125)
     assert row["episodes_per_s"] == 2.0

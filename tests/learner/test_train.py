@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from actors import trajectory_store
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from actors.policy import load_policy
 from learner import checkpoints, session
+from learner.calibration import calibrate, local_references
 from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
 from learner.guards import TrainingFailure
 from learner.ppo import learning_rate
 from learner.progress import read_rows
 from learner.run import Run
-from learner.train import train
-from tests.learner.toy import Saboteur, ToyBackbone, toy_config, toy_world
+from learner.train import train, training_requests
+from tests.learner.toy import Saboteur, ToyBackbone, make_client, toy_config, toy_world
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -94,6 +96,9 @@ def test_same_seed_same_result_and_grouping_does_not_matter(tmp_path: Path) -> N
         assert ours["actions"] == theirs["actions"]
         assert ours["nfe"] == theirs["nfe"]
         assert ours["return"] == pytest.approx(theirs["return"], abs=1e-6)
+        assert sum(ours["reward_parts"].values()) == pytest.approx(ours["return"], abs=1e-6)
+    files = [path for path in (tmp_path / "references").rglob("*") if path.is_file()]
+    assert len(files) == 1, "the second and the third run found the references of the first"
 
 
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path: Path) -> None:
@@ -130,6 +135,16 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert sum(table["terminateds"].to_pylist()) == sum(row["episodes"] for row in rows) == 32
     assert set(table["weights_seq_no"].to_pylist()) == {0, 1}
     assert not list(result.run_dir.rglob("*.part"))
+    config = toy_config(tmp_path)
+    requests = training_requests(config)
+    elsewhere = replace(config, runs_dir=str(tmp_path / "elsewhere"))
+    found = local_references(elsewhere, ToyBackbone(), make_client(), "toy", requests)
+    measured = calibrate(found, config.reward)
+    stored = yaml.safe_load((result.run_dir / "calibration.yaml").read_text())["reward"]
+    assert stored == {"scales": measured.scales, "sigma": measured.sigma}
+    state = checkpoints.read_state(checkpoints.newest(result.run_dir))
+    assert state.sigma == measured.sigma
+    assert state.scales == config.reward.scales | measured.scales
 
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def returns(rows: list[Row | None], config: RewardConfig, reference: Row | None 
         ends = index == len(rows) - 1
         after = None if ends else rows[index + 1]
         reward = step_reward(Step(before, after, cost=1.0, ends=ends), config, reference)
-        total += config.gamma_d**index * reward.quality
+        total += config.gamma_d**index * (reward.quality + reward.stability)
         before = after or before
     return total
 
@@ -104,9 +104,9 @@ def test_stability_is_never_positive_and_zero_only_for_the_same_picture() -> Non
 def test_stability_counts_within_an_attempt_only() -> None:
     config = RewardConfig(alpha={"stability": 0.2})
     step = Step(row(0, 0, 0, 0.0), row(0, 0, 0, np.pi / 3), cost=1.0)
-    assert step_reward(step, config).quality == pytest.approx(0.2 * (0.5 - 1))
-    assert step_reward(replace(step, same_attempt=False), config).quality == 0
-    assert step_reward(replace(step, ends=True), config).quality == 0
+    assert step_reward(step, config).stability == pytest.approx(0.2 * (0.5 - 1))
+    assert step_reward(replace(step, same_attempt=False), config).stability == 0
+    assert step_reward(replace(step, ends=True), config).stability == 0
 
 
 # -- terminal and quality ----------------------------------------------------------------------------
@@ -165,7 +165,9 @@ def test_profiles_weigh_the_balanced_components(profile: Any, factors: tuple[flo
     step, ending = Step(before, after, cost=3.0), Ending(after, reference, 10, 20)
     balanced, config = RewardConfig(), RewardConfig(profile=profile)
     full, part = step_reward(step, balanced), step_reward(step, config)
-    assert part == pytest.approx((factors[0] * full.quality, factors[1] * full.efficiency, 0))
+    assert part == pytest.approx(
+        (factors[0] * full.quality, factors[0] * full.stability, factors[1] * full.efficiency, 0)
+    )
     assert final_reward(ending, config, 5.0) == pytest.approx(
         factors[2] * final_reward(ending, balanced, 5.0)
     )
@@ -178,9 +180,9 @@ def test_seed_v1_by_hand() -> None:
     config = RewardConfig(profile="seed_v1", c_nfe=5.0, alpha={}, beta={"clip": 9.0})
     step = Step(row(0.20, 5.0, 0.1, 0.0), row(0.25, 5.6, 0.3, np.pi / 3), cost=3.0, attention_entropy=1.0)
     # 1.0 * .05/.05 + 0.5 * .6/.3 + 0.2 * cos(60 degrees) + 0.8 * .2/.2, and a refinement of 1 + 2 NFE.
-    assert step_reward(step, config) == pytest.approx(Components(1 + 1 + 0.1 + 0.8, -0.03))
-    assert step_reward(replace(step, cost=0.0, ends=True), config) == pytest.approx(Components(0, -0.01))
-    ending = Ending(row(0.3, 6.0, 0.5), row(0, 0, 0), nfe=20, max_nfe=50)
+    assert step_reward(step, config) == pytest.approx(Components(1 + 1 + 0.8, 0.1, -0.03))
+    assert step_reward(replace(step, cost=0.0, ends=True), config) == pytest.approx(Components(0, 0, -0.01))
+    ending = Ending(row(0.3, 6.0, 0.5), row(0, 0, 0), nfe=20, num_steps=50)
     assert final_reward(ending, config, 1.0) == pytest.approx(2 * 0.3 + 1 * 6.0 + 1.5 * 0.5)
 
 
@@ -195,12 +197,12 @@ def test_seed_v2_by_hand() -> None:
     config = RewardConfig(profile="seed_v2")
     step = Step(row(0.20, 5.0, 0.1), row(0.25, 5.6, 0.3), cost=3.0, attention_entropy=0.5)
     # 0.5 * 1 + 0.3 * 2 + 0 + 0.4 * 1, bonus 0.2 * 0.5.
-    assert step_reward(step, config) == pytest.approx(Components(0.5 + 0.6 + 0.4 + 0.1, -0.06))
+    assert step_reward(step, config) == pytest.approx(Components(0.5 + 0.6 + 0.4 + 0.1, 0, -0.06))
     ending = Ending(
         final=row(0.28, 5.5, 0.2),
         reference=row(0.30, 5.5, 0.1),
         nfe=20,
-        max_nfe=50,
+        num_steps=50,
         short_reference=row(0.26, 5.0, 0.3),
     )
     # clip half way, aesthetic all the way, ImageReward's references the wrong way round; 30 of 50 saved.
@@ -258,6 +260,8 @@ def test_only_what_a_reward_needs_is_asked_for() -> None:
     assert required_outputs(lean) == ("image_reward",)
     assert "dino" in required_outputs(replace(lean, profile="seed_v1"))
     assert "dino" not in required_outputs(RewardConfig(profile="seed_v2"))
+    judged = replace(lean, beta={"image_reward_now": 1.0}, profile="seed_v2")
+    assert set(required_outputs(judged)) == {"clip_score", "aesthetic", "image_reward", "image_reward_now"}
 
 
 @pytest.mark.parametrize(
@@ -276,6 +280,10 @@ def test_only_what_a_reward_needs_is_asked_for() -> None:
         ({"score_every": 0}, "score_every: 0; accepted: 1 or more"),
         ({"target_nfe": 0.0}, "target_nfe: 0.0; accepted: above 0, or null"),
         ({"target_nfe": 20.0, "quality_floor": 0.0}, "quality_floor: 0.0; accepted: null"),
+        ({"sigma": 0.0}, "sigma: 0.0; accepted: above 0, or null"),
+        ({"quality_floor": float("nan")}, "quality_floor: nan; accepted: a number, or null"),
+        ({"target_nfe": 9.0, "profile": "no_efficiency"}, "target_nfe: 9.0; accepted: null, as c_nfe is no"),
+        ({"quality_floor": 0.0, "profile": "seed_v2"}, "quality_floor: 0.0; accepted: null, as c_nfe is no"),
     ],
 )
 def test_an_impossible_option_is_refused_by_name(options: dict[str, Any], message: str) -> None:

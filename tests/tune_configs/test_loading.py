@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,33 @@ def test_a_wrong_reward_model_is_one_line(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         compose(["backbone=sd15", override])
     assert message in str(caught.value)
+
+
+def test_a_file_of_options_takes_its_place_among_the_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "more.yaml"
+    path.write_text("seed: 4\nreward:\n  sigma: 0.25\n  scales:\n    clip: 0.125\nppo: {lr: 0.001}\n")
+    settings = compose(["seed=1", f"@{path}", "ppo.lr=0.002"])
+    assert (settings.run.seed, settings.run.reward.sigma, settings.run.ppo.lr) == (4, 0.25, 0.002)
+    assert settings.run.reward.scales == compose().run.reward.scales | {"clip": 0.125}
+    assert compose([f"@{path}", "seed=1"]).run.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file"),
+        ("- a list", "not a mapping"),
+        ("a: [", "not a readable YAML file"),
+        ("reward: {sigmas: 1.0}", "unknown option 'reward.sigmas'; did you mean 'reward.sigma'?"),
+        ("reward: {scales: {sharpness: 1.0}}", "scales: unknown metric 'sharpness'"),
+        ("reward: {sigma: small}", "reward.sigma='small': give a number or null"),
+    ],
+)
+def test_a_file_of_options_is_checked_as_overrides_are(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
+    path = tmp_path / "more.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=re.escape(said)):
+        compose([f"@{path}"])

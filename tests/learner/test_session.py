@@ -1,0 +1,67 @@
+"""Where a run's scores come from: pools of its own that end with it, or a service that outlives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.errors import UserError
+from learner import session
+from learner.config import ResourcesConfig, RunConfig
+from rewards_service import service
+from rewards_service.pool_config import PoolConfig, ServiceConfig
+from tests.learner.toy import toy_config
+from tests.rewards_service.fakes import brightness_scorers, flat_images, spec
+
+
+@pytest.fixture
+def shared(ray_session: None) -> Iterator[str]:
+    service.start("trials", [spec("brightness", brightness_scorers)], detached=True)
+    yield "trials"
+    service.stop("trials")
+
+
+def using(name: str, runs_dir: Path) -> RunConfig:
+    resources = ResourcesConfig(num_env_runners=0, slots=8, groups=2, address="auto")
+    return toy_config(runs_dir, rewards=ServiceConfig(service=name), resources=resources)
+
+
+def test_a_run_uses_a_running_service_and_leaves_it_running(shared: str, tmp_path: Path) -> None:
+    config = using(shared, tmp_path)
+    config.validate()
+    for _ in range(2):
+        with session.world(config) as world:
+            scores = world.make_client().score(flat_images([3, 4]), ["a", "b"])
+            assert scores["brightness"].tolist() == [3, 4]
+            assert world.scorers == "fakes"
+            assert service.services() == [shared]
+    assert service.services() == [shared]
+
+
+def test_pools_of_its_own_end_with_the_run(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "reward_pools", lambda config: [spec("brightness", brightness_scorers)])
+    with session.world(toy_config(tmp_path)) as world:
+        assert world.make_client().score(flat_images([3]), ["a"])["brightness"].tolist() == [3]
+        (own,) = service.services()
+    service.stop(own)  # waits for those that were ended already
+    assert service.services() == []
+
+
+def test_a_service_that_does_not_run_is_the_users_mistake(ray_session: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rewards: service='nobody' does not run \(none runs\); start it"):
+        session.world(using("nobody", tmp_path)).__enter__()
+
+
+def test_a_mistake_in_the_pools_is_the_users(ray_session: None, tmp_path: Path) -> None:
+    pools = {"all": PoolConfig(), "mine": PoolConfig(scorers=("dyno",))}
+    with pytest.raises(UserError, match=r"rewards: rewards.pools: no scorer is called 'dyno'"):
+        session.world(toy_config(tmp_path, rewards=ServiceConfig(pools=pools))).__enter__()
+
+
+def test_a_local_ray_has_no_services(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rewards.service='mine': give resources.address too"):
+        toy_config(tmp_path, rewards=ServiceConfig(service="mine")).validate()

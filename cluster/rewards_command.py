@@ -153,8 +153,8 @@ def _row(pool: PoolStatus) -> dict[str, object]:
 
 
 def _print(pools: Sequence[PoolStatus]) -> None:
-    headers = "scorer,replicas,alive,queue,images/s,p50 ms,batch size,retries,restarts"
-    table = Table(*headers.split(","), box=None)
+    headers = "scorer,replicas,alive,queue,images/s,p50 ms,batch,retries,restarts"
+    table = Table(*headers.split(","), box=None, padding=(0, 1), pad_edge=False)
     for pool in pools:
         values = [value for key, value in _row(pool).items() if key != "per_replica"]
         table.add_row(*("" if value is None else str(value) for value in values))

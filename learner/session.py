@@ -104,7 +104,7 @@ def world(config: RunConfig) -> Iterator[World]:
                 replicas = service.start(name, reward_pools(config))
             identity = make_client().identity
         except ValueError as error:
-            raise UserError(f"rewards: {error}") from error
+            raise UserError(str(error)) from error
         yield World(functools.partial(_make_backbone, config.backbone), make_client, scorers=identity)
     finally:
         for replica in replicas:

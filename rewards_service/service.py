@@ -47,7 +47,7 @@ def start(service: str, specs: Sequence[PoolSpec], *, detached: bool = False) ->
     """
     check_name("service", service)
     if replicas_of(service):
-        raise ValueError(f"service={service!r} runs already: scale it, or stop it first")
+        raise ValueError(f"rewards.service={service!r} runs already: scale it, or stop it first")
     handles: list[Any] = []
     try:
         for spec in specs:
@@ -157,7 +157,9 @@ def _running(service: str) -> dict[str, dict[int, str]]:
     if not pools:
         known = services()
         listed = f"there runs {', '.join(known)}" if known else "none runs"
-        raise ValueError(f"service={service!r} does not run ({listed}); start it: addiffusion rewards start")
+        raise ValueError(
+            f"rewards.service={service!r} does not run ({listed}); start it: addiffusion rewards start"
+        )
     return pools
 
 

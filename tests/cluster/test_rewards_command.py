@@ -53,7 +53,7 @@ def test_a_service_is_started_watched_scaled_and_stopped(say: Say, started: str)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("status", "--name", "nobody"), "service='nobody' does not run"),
+        (("status", "--name", "nobody"), "rewards.service='nobody' does not run"),
         (("scale", "dino"), "'dino': give SCORER=N, for example dino=2"),
         (("scale", "dino=two"), "'dino=two': give SCORER=N"),
         (("start", "rewards=none"), "rewards='none': give one of one_process, per_scorer"),

@@ -11,7 +11,8 @@ from actors.errors import UserError
 from learner import session
 from learner.config import ResourcesConfig, RunConfig
 from rewards_service import service
-from rewards_service.pool_config import PoolConfig, ServiceConfig
+from rewards_service.contracts import Scorer
+from rewards_service.pool_config import ServiceConfig
 from tests.learner.toy import toy_config
 from tests.rewards_service.fakes import brightness_scorers, flat_images, spec
 
@@ -52,14 +53,19 @@ def test_pools_of_its_own_end_with_the_run(
 
 
 def test_a_service_that_does_not_run_is_the_users_mistake(ray_session: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rewards: service='nobody' does not run \(none runs\); start it"):
+    with pytest.raises(UserError, match=r"rewards.service='nobody' does not run \(none runs\); start it"):
         session.world(using("nobody", tmp_path)).__enter__()
 
 
-def test_a_mistake_in_the_pools_is_the_users(ray_session: None, tmp_path: Path) -> None:
-    pools = {"all": PoolConfig(), "mine": PoolConfig(scorers=("dyno",))}
-    with pytest.raises(UserError, match=r"rewards: rewards.pools: no scorer is called 'dyno'"):
-        session.world(toy_config(tmp_path, rewards=ServiceConfig(pools=pools))).__enter__()
+def test_a_mistake_in_the_pools_is_the_users(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build() -> list[Scorer]:
+        raise ValueError("rewards.pools: no scorer is called 'dyno'; give one of dino")
+
+    monkeypatch.setattr(session, "reward_pools", lambda config: [spec("mine", build)])
+    with pytest.raises(UserError, match=r"rewards.pools: no scorer is called 'dyno'; give one of dino"):
+        session.world(toy_config(tmp_path)).__enter__()
 
 
 def test_a_local_ray_has_no_services(tmp_path: Path) -> None:

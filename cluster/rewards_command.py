@@ -111,7 +111,10 @@ def _cluster(address: str, option: str) -> Iterator[None]:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"{option}={address}: no Ray cluster; start one: ray start --head") from error
+        raise UserError(
+            f"{option}={address}: cannot connect; start a cluster with `ray start --head`, and give "
+            "this process its token where it has one (RAY_AUTH_MODE=token)"
+        ) from error
     try:
         yield
     finally:

@@ -68,9 +68,9 @@ class ReplicaMetrics:
         self._restarts.inc(times)
 
     def exported_names(self) -> set[str]:
-        """The names in Prometheus; a histogram has three."""
+        """The names in Prometheus. Ray guesses a histogram's `_sum` from its buckets, so none is listed."""
         names = set()
         for metric in self._all:
-            endings = ("_bucket", "_count", "_sum") if isinstance(metric, Histogram) else ("",)
+            endings = ("_bucket", "_count") if isinstance(metric, Histogram) else ("",)
             names |= {f"ray_{metric.info['name']}{ending}" for ending in endings}
         return names

@@ -1,6 +1,6 @@
-"""`addiffusion bench rollout`: how fast the engine is on this machine, and what it is compared with.
+"""`addiffusion bench rollout | scoring`: how fast engine and rewards service are on this machine.
 
-Always true here: one process with one thread on a CPU, so that numbers of different machines can be compared;
+Always true here: the engine has one process with one thread on a CPU, so that machines can be compared;
 with `--scoring` a second process scores. Nothing is written but the file that was asked for, and that whole.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,15 +34,13 @@ def bench_rollout(
     for option, value in (("--episodes", episodes), ("--slots", slots), ("--repeats", repeats)):
         if value < 1:
             raise UserError(f"{option}={value}: give a whole number from 1")
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise UserError(f"--json={out}: give a file in a folder that exists")
+    _check_file(out)
 
     import numpy as np
     import torch
 
     from actors.backbones.loading import load_with_pipeline
     from actors.prompts import load_prompts
-    from evaluation.files import written_aside
     from evaluation.process_client import scoring_process
     from evaluation.progress import progress_bar
     from evaluation.rollout_benchmark import run_benchmark, table
@@ -88,11 +86,44 @@ def bench_rollout(
             progress,
         )
     header, *rows = table([report])
+    _print(header, rows)
+    _write(report, out)
+
+
+def bench_scoring(*, calls: int, images: int, out: Path | None) -> None:
+    """Measure the rewards service on a local Ray, print the numbers, and write them as JSON if asked to."""
+    for option, value in (("--calls", calls), ("--images", images)):
+        if value < 1:
+            raise UserError(f"{option}={value}: give a whole number from 1")
+    _check_file(out)
+
+    from evaluation.scoring_benchmark import measure
+    from learner.config import RunConfig
+    from learner.session import ray_session
+
+    with ray_session(RunConfig()):
+        report = measure(calls=calls, images=images)
+    _print(("key", "value"), [(key, f"{value:.4g}") for key, value in report.items()])
+    _write(report, out)
+
+
+def _check_file(out: Path | None) -> None:
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UserError(f"--json={out}: give a file in a folder that exists")
+
+
+def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     printed = Table(*header, box=None)
     for row in rows:
         printed.add_row(*row)
     Console().print(printed)
-    if out is not None:
-        with written_aside(out) as aside:
-            aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        typer.echo(f"{out}: all numbers, with every repetition")
+
+
+def _write(report: Mapping[str, object], out: Path | None) -> None:
+    if out is None:
+        return
+    from evaluation.files import written_aside
+
+    with written_aside(out) as aside:
+        aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    typer.echo(f"{out}: all numbers")

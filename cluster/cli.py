@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from actors.errors import UserError
+from cluster.rewards_command import rewards_app
 
 app = typer.Typer(
     name="addiffusion",
@@ -29,7 +30,6 @@ config_app = typer.Typer(help="Look at the configuration.")
 app.add_typer(config_app, name="config")
 bench_app = typer.Typer(help="Measure this machine.")
 app.add_typer(bench_app, name="bench")
-rewards_app = typer.Typer(help="The rewards service, and what its scores are worth.")
 app.add_typer(rewards_app, name="rewards")
 
 Overrides = Annotated[
@@ -195,6 +195,24 @@ def rewards_calibrate(
     calibrate_rewards(
         overrides or [], prompts=prompts, seeds=seeds, episodes=episodes, device=device, out=out
     )
+
+
+@bench_app.command("scoring")
+def bench_scoring(
+    calls: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Calls of each of the 8 callers.")
+    ] = 40,
+    images: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Images of one call, of 64 x 64 pixels.")
+    ] = 32,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
+    ] = None,
+) -> None:
+    """Measure the rewards service: merged batches against one call a batch, and a lone caller's latency."""
+    from cluster import bench_command
+
+    bench_command.bench_scoring(calls=calls, images=images, out=json_file)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

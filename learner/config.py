@@ -17,6 +17,7 @@ from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.observations import ObservationConfig
 from rewards_service.arithmetic import RewardConfig
+from rewards_service.pool_config import ServiceConfig
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ class ResourcesConfig:
     num_env_runners: actors that denoise (each holds the backbone), 0 denoises in the driver; slots:
     episodes one of them carries at a time; groups: parts of the slots, one is scored while another
     denoises; cpus_per_env_runner, gpus_per_env_runner, reward_replicas, cpus_per_reward_replica,
-    gpus_per_reward_replica: what Ray reserves; address: a running cluster ("auto" finds it), None starts
-    a local one; num_cpus: CPUs of a local one (None: all); torch_threads: in every process.
+    gpus_per_reward_replica: what Ray reserves (a pool of `rewards` may say otherwise for itself); address: a
+    running cluster ("auto" finds it), None starts a local one; num_cpus: CPUs of a local one (None: all);
+    torch_threads: in every process.
     """
 
     num_env_runners: int = 2
@@ -137,6 +139,7 @@ class RunConfig:
     ppo: PPOSettings = field(default_factory=PPOSettings)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    rewards: ServiceConfig = field(default_factory=ServiceConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     runs_dir: str = "runs"
@@ -202,6 +205,11 @@ class RunConfig:
         if resources.groups > resources.slots:
             raise UserError(
                 f"resources.groups={resources.groups}: give at most resources.slots={resources.slots}"
+            )
+        if self.rewards.service is not None and resources.address is None:
+            raise UserError(
+                f"rewards.service={self.rewards.service!r}: give resources.address too; a local Ray has no "
+                "service that runs already"
             )
         if self.backbone.cache is not None and resources.slots > 1:
             raise UserError(

@@ -25,12 +25,11 @@ from actors.contracts import Backbone
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
 from actors.observations import ObservationConfig, ObservationSizes, Observer
-from learner.config import ResourcesConfig, RunConfig
-from rewards_service import actor as reward_actor
-from rewards_service.client import ActorClient
+from learner.config import RunConfig
+from rewards_service import service
+from rewards_service.actor import PoolSpec
 from rewards_service.contracts import RewardClient
-from rewards_service.identity import scorers_identity
-from rewards_service.loading import build_scorers
+from rewards_service.scorer_pools import scorer_pools
 from shapes import weights
 
 #: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
@@ -62,15 +61,17 @@ class World:
 
 
 @contextlib.contextmanager
-def ray_session(resources: ResourcesConfig) -> Iterator[None]:
+def ray_session(config: RunConfig) -> Iterator[None]:
     """Connect to Ray, starting a local one if no address is given; stop it if it was started here."""
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
+    resources = config.resources
     local = resources.address is None
     needed = resources.num_env_runners * resources.cpus_per_env_runner
-    needed += resources.reward_replicas * resources.cpus_per_reward_replica
+    pools = [pool.config for pool in reward_pools(config)]
+    needed += sum((pool.replicas or 1) * (pool.cpus or 0) for pool in pools)
     cpus = resources.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
     options = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES} if local else {}
     for name, value in _ENVIRONMENT.items():
@@ -89,35 +90,37 @@ def ray_session(resources: ResourcesConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def world(config: RunConfig) -> Iterator[World]:
-    """The configured backbone and a pool of reward actors, which ends with the context."""
-    resources, name = config.resources, f"rewards-{uuid.uuid4().hex[:8]}"
-    scorers = config.backbone.scorers or str(weights.PATH)
-    device = "cuda" if resources.gpus_per_reward_replica > 0 else "cpu"
+    """The configured backbone and rewards: a service that runs already, or pools that end with the context.
+
+    Raises UserError if that service does not run, and for pools that cannot be.
+    """
+    rewards, replicas = config.rewards, []
+    name = rewards.service or f"run-{uuid.uuid4().hex[:8]}"
+    make_client = functools.partial(service.connect, name, deadline_s=rewards.deadline_s)
     try:
-        pool = reward_actor.start(
-            functools.partial(build_scorers, scorers, device),
-            name=name,
-            replicas=resources.reward_replicas,
-            num_cpus=resources.cpus_per_reward_replica,
-            num_gpus=resources.gpus_per_reward_replica,
-            torch_threads=resources.torch_threads,
-        )
-    except ray.exceptions.ActorDiedError as error:
-        # All that Ray tells of an exception in an actor's constructor is text, which ends with it.
-        said = str(error).strip().rpartition("\n")[2]
-        if not said.startswith("ValueError: backbone.scorers"):
-            raise
-        raise UserError(said.removeprefix("ValueError: ")) from error
-    names = reward_actor.replica_names(name, resources.reward_replicas)
-    try:
-        yield World(
-            make_backbone=functools.partial(_make_backbone, config.backbone),
-            make_client=functools.partial(ActorClient, names),
-            scorers=scorers_identity(scorers),
-        )
+        try:
+            if rewards.service is None:
+                replicas = service.start(name, reward_pools(config))
+            identity = make_client().identity
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        yield World(functools.partial(_make_backbone, config.backbone), make_client, scorers=identity)
     finally:
-        for handle in pool:
-            ray.kill(handle)
+        for replica in replicas:
+            ray.kill(replica)
+
+
+def reward_pools(config: RunConfig) -> list[PoolSpec]:
+    """What the configuration's rewards service consists of."""
+    resources = config.resources
+    return scorer_pools(
+        config.rewards,
+        config.backbone.scorers or str(weights.PATH),
+        replicas=resources.reward_replicas,
+        cpus=resources.cpus_per_reward_replica,
+        gpus=resources.gpus_per_reward_replica,
+        torch_threads=resources.torch_threads,
+    )
 
 
 def describe(world: World, config: RunConfig) -> Description:

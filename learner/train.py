@@ -66,7 +66,7 @@ def train(
     torch.set_num_threads(config.resources.torch_threads)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        stack.enter_context(session.ray_session(config.resources))
+        stack.enter_context(session.ray_session(config))
         run = Run(config, run_dir, requests, stack.enter_context(world(config)), report)
         stack.callback(run.close)
         if checkpoint is not None and state is not None:

@@ -2,7 +2,7 @@
 
 Invariants:
 - Work never waits for company: a free scorer takes at once whatever is queued, up to `max_images`.
-- Size and the bound on what may wait are counted in images; past the bound, callers wait to be let in.
+- Size is counted in images.
 - Each caller gets exactly its own rows. When a batch fails, its calls are run again one by one, so that
   a poisoned call fails alone.
 """
@@ -47,39 +47,36 @@ class BatcherStats:
 
 
 class MicroBatcher:
-    """Runs `run(images, prompts, outputs)` in one worker thread, on as many calls at a time as fit."""
+    """Runs `run(images, prompts, outputs)` in one worker thread, on as many calls at a time as fit.
 
-    def __init__(self, run: Run, *, max_images: int = 64, max_waiting: int = 1024) -> None:
-        for option, value in (("max_images", max_images), ("max_waiting", max_waiting)):
-            if value < 1:
-                raise ValueError(f"{option}: {value}; accepted: 1 or more images")
+    on_batch is told the images of each batch that was scored.
+    """
+
+    def __init__(
+        self, run: Run, *, max_images: int = 64, on_batch: Callable[[int], None] | None = None
+    ) -> None:
+        if max_images < 1:
+            raise ValueError(f"max_images: {max_images}; accepted: 1 or more images")
         self._run = run
         self._max_images = max_images
-        self._max_waiting = max_waiting
+        self._on_batch = on_batch
         self._calls: deque[_Call] = deque()
-        self._changed = asyncio.Condition()
+        self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         self._worker: asyncio.Task[None] | None = None
         self.stats = BatcherStats()
 
-    @property
-    def waiting(self) -> int:
-        """Images of calls that were let in and are not being scored yet."""
-        return sum(len(call.images) for call in self._calls)
-
     async def score(
         self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None
     ) -> Scores:
-        """Scores one call's images; waits while too many others do."""
+        """Scores one call's images."""
         check_batch(images, prompts)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         wanted = None if outputs is None else tuple(outputs)
         call = _Call(images, list(prompts), wanted, asyncio.get_running_loop().create_future())
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._has_room(len(images)))
-            self._calls.append(call)
-            self._changed.notify_all()
+        self._calls.append(call)
+        self._arrived.set()
         return await call.answer
 
     def close(self) -> None:
@@ -90,29 +87,27 @@ class MicroBatcher:
             call.answer.cancel()
         self._thread.shutdown(wait=False)
 
-    def _has_room(self, images: int) -> bool:
-        # A call larger than the whole bound is let in when it finds the queue empty.
-        return not self._calls or self.waiting + images <= self._max_waiting
-
     async def _work(self) -> None:
         while True:
-            async with self._changed:
-                await self._changed.wait_for(lambda: bool(self._calls))
-                batch = self._take()
-                self._changed.notify_all()
-            await self._answer(batch)
+            await self._arrived.wait()
+            await self._answer(self._take())
+            if not self._calls:
+                self._arrived.clear()
 
     def _take(self) -> list[_Call]:
         """The oldest call, and all that can go with it while they fit."""
         batch: list[_Call] = []
+        left: deque[_Call] = deque()
         images = 0
-        for call in tuple(self._calls):
-            if batch and (not call.goes_with(batch[0]) or images + len(call.images) > self._max_images):
+        for call in self._calls:
+            if call.answer.done():
                 continue
-            self._calls.remove(call)
-            if not call.answer.done():
-                batch.append(call)
-                images += len(call.images)
+            if batch and (not call.goes_with(batch[0]) or images + len(call.images) > self._max_images):
+                left.append(call)
+                continue
+            batch.append(call)
+            images += len(call.images)
+        self._calls = left
         return batch
 
     async def _answer(self, batch: list[_Call]) -> None:
@@ -132,6 +127,8 @@ class MicroBatcher:
                 await self._answer([call])
             return
         self.stats.batches += 1
+        if self._on_batch is not None:
+            self._on_batch(len(prompts))
         start = 0
         for call in batch:
             stop = start + len(call.prompts)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rewards_service.contracts import Images, Scorer, Scores
 from rewards_service.scoring import output_sources, score_batch
+from rewards_service.within_memory import WithinMemory
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LocalClient:
     """A `RewardClient` that runs its scorers where it stands."""
 
     def __init__(self, scorers: Sequence[Scorer]) -> None:
-        self.scorers = tuple(scorers)
+        self.scorers = tuple(WithinMemory(scorer) for scorer in scorers)
         self.outputs = tuple(output_sources(self.scorers))
 
     def submit(

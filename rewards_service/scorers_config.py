@@ -151,6 +151,14 @@ class ScorersConfig:
             if asked and getattr(self, section) is None:
                 raise ValueError(f"{option}.{section}=null: give a section, as {asked[0]!r} is asked for")
 
+    def scorer_parts(self) -> dict[str, tuple[str, ...]]:
+        """The scorers that there are by name, and the sections that each is made of."""
+        clip = ("clip",) if self.aesthetic is None else ("clip", "aesthetic")
+        parts = {"+".join(clip): clip} | {
+            name: (name,) for name in OUTPUTS if name not in ("clip", "aesthetic")
+        }
+        return {name: owned for name, owned in parts.items() if getattr(self, owned[0]) is not None}
+
     def sources(self) -> dict[str, str]:
         """Where weights and settings come from, by option ("dino.model")."""
         found = {}

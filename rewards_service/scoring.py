@@ -33,6 +33,8 @@ def score_batch(
             continue
         try:
             answer = scorer.score(images, prompts)
+        except ScoringError:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ScoringError(
@@ -40,7 +42,7 @@ def score_batch(
             ) from error
         scores.update({name: answer[name] for name in scorer.outputs if name in wanted and name in answer})
     check_scores(scores, {name: sources[name] for name in wanted}, prompts)
-    return scores
+    return {name: scores[name] for name in wanted}
 
 
 def output_sources(scorers: Sequence[Scorer]) -> dict[str, str]:

@@ -172,9 +172,11 @@ def _options() -> list[str]:
 
 
 def _inside_mapping(option: str) -> bool:
-    """Whether the option names an entry of a mapping ("reward.alpha.clip"); its value's check finds typos."""
-    parent = option.rpartition(".")[0]
-    return parent in _options() and parent not in {name.rpartition(".")[0] for name in _options()}
+    """Whether the option is inside a mapping ("reward.alpha.clip"); its value's check finds typos."""
+    sections = {name.rpartition(".")[0] for name in _options()}
+    parts = option.split(".")
+    above = {".".join(parts[:length]) for length in range(1, len(parts))}
+    return not above.isdisjoint(set(_options()) - sections)
 
 
 def _tree(choices: Sequence[str | None]) -> dict[str, Any]:

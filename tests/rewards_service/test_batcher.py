@@ -15,11 +15,11 @@ from rewards_service.scoring import ScoringError, score_batch
 from tests.rewards_service.fakes import Gated, fake_scorers, flat_images
 
 
-def run(scorer: Gated, body: Callable[[MicroBatcher], Awaitable[None]], **limits: int) -> MicroBatcher:
+def run(scorer: Gated, body: Callable[[MicroBatcher], Awaitable[None]], max_images: int = 64) -> MicroBatcher:
     """Runs `body` beside a batcher over `scorer`."""
 
     async def main() -> MicroBatcher:
-        batcher = MicroBatcher(partial(score_batch, [scorer]), **limits)
+        batcher = MicroBatcher(partial(score_batch, [scorer]), max_images=max_images)
         try:
             await body(batcher)
         finally:
@@ -105,33 +105,6 @@ def test_calls_that_cannot_share_a_batch_do_not() -> None:
 
     run(scorer, body)
     assert scorer.sizes == [1, 3, 1, 1]
-
-
-def test_callers_wait_outside_a_full_queue_and_all_are_served() -> None:
-    scorer = Gated()
-    most: list[int] = []
-
-    async def body(batcher: MicroBatcher) -> None:
-        tasks = await queued(batcher, [[i, i, i] for i in range(12)])
-        most.append(batcher.waiting)
-        scorer.gate.set()
-        rows = [scores["brightness"].tolist() for scores in await asyncio.gather(*tasks)]
-        assert rows == [[i, i, i] for i in range(12)]
-
-    run(scorer, body, max_images=3, max_waiting=7)
-    assert most == [6]
-
-
-def test_a_call_larger_than_the_bound_is_let_in_alone() -> None:
-    scorer = Gated()
-    scorer.gate.set()
-
-    async def body(batcher: MicroBatcher) -> None:
-        scores = await batcher.score(flat_images(range(9)), ["a"] * 9)
-        assert scores["brightness"].tolist() == list(range(9))
-
-    run(scorer, body, max_images=2, max_waiting=2)
-    assert scorer.sizes == [9]
 
 
 def test_a_poisoned_call_fails_alone() -> None:

@@ -56,6 +56,7 @@ def test_every_section_and_option_of_the_defaults_is_written_down() -> None:
         "ppo/tuned": tree.run.ppo,
         "prompts/shapes": tree.run.prompts,
         "resources/laptop": tree.run.resources,
+        "rewards/one_process": tree.run.rewards,
         "reward/balanced": tree.run.reward,
         "observation/latent": tree.run.observation,
         "evaluation/standard": tree.evaluation,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from actors.contracts import EpisodeRequest
-from evaluation.hypotheses import cost_follows_prompt, equal_cost, equal_quality
+from evaluation.hypotheses import FEWEST_PROMPTS, cost_follows_prompt, equal_cost, equal_quality
 from evaluation.rows import MethodTable, tabulate
 from evaluation.statistics import Resampling
 from tests.evaluation import synthetic
@@ -33,6 +33,24 @@ def test_h1_needs_both_the_quality_of_ddim_50_and_the_nfe_limit(
     assert verdict["passed"] is passed
     assert verdict["estimate"] == pytest.approx(quality - 0.65, abs=0.008)
     assert verdict["ci95"][0] < verdict["estimate"] < verdict["ci95"][1]
+
+
+def test_few_prompts_show_nothing() -> None:
+    """However sure the bootstrap is of them."""
+    few = WANTED[: 3 * (FEWEST_PROMPTS - 1)]
+    resampling = Resampling(len(few) // 3, 1_000, 0)
+    table = tabulate("policy", synthetic.policy_rows(few, 0.9, base_nfe=10, follow=2), few)
+    baselines = {
+        name: tabulate(name, synthetic.baseline_rows(name, few, nfe, quality), few)
+        for name, (nfe, quality) in synthetic.BASELINES.items()
+    }
+    verdicts = (
+        equal_quality(table, baselines, resampling, 0.01, 30),
+        equal_cost(table, baselines, resampling),
+    )
+    for verdict in verdicts:
+        assert verdict["ci95"][0] > 0
+        assert verdict["passed"] is False
 
 
 def test_h1_is_untested_and_not_passed_without_ddim_50() -> None:

@@ -8,8 +8,7 @@ aside and renamed, so that it is whole or not there.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 
 from actors.episode import Episode
 from actors.errors import UserError
+from actors.files import written_aside
 from actors.observations import Observer
 
 ILLEGAL_LOGIT = -1e9
@@ -141,7 +141,6 @@ def save_policy(folder: str | Path, network: PolicyNetwork, metadata: dict[str, 
     header for people and for tools without torch.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     header = {
         "policy_dim": network.policy_dim,
         "num_actions": network.num_actions,
@@ -150,19 +149,10 @@ def save_policy(folder: str | Path, network: PolicyNetwork, metadata: dict[str, 
     }
     weights = {name: values.detach().cpu().contiguous() for name, values in network.state_dict().items()}
     packed = {"policy": json.dumps(header)}
-    _write_aside(folder / WEIGHTS_FILE, lambda aside: save_file(weights, aside, metadata=packed))
-    readable = json.dumps(header, indent=2) + "\n"
-    _write_aside(folder / METADATA_FILE, lambda aside: aside.write_text(readable, encoding="utf-8"))
-
-
-def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the path, then rename onto it; on failure nothing is left behind."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(folder / WEIGHTS_FILE) as aside:
+        save_file(weights, aside, metadata=packed)
+    with written_aside(folder / METADATA_FILE) as aside:
+        aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 
 
 def load_policy(folder: str | Path) -> tuple[PolicyNetwork, dict[str, Any]]:

@@ -8,7 +8,6 @@ written aside and renamed, so that it is whole or not there. `region_training.py
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from actors.errors import UserError
+from actors.files import written_aside
 
 WINDOW = 3
 """Changes are means over so many positions a side."""
@@ -89,16 +89,10 @@ class RemainingChangeHead(nn.Module):
 
 def save_region_head(path: str | Path, head: RemainingChangeHead, *, backbone: str) -> None:
     """Write safetensors, with the head's sizes and its backbone's identity in the header."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"channels": head.channels, "width": head.width, "backbone": backbone}
     weights = {name: values.detach().cpu().contiguous() for name, values in head.state_dict().items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_aside(Path(path)) as aside:
         save_file(weights, aside, metadata={"region_head": json.dumps(header)})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def load_region_head(path: str | Path, *, channels: int, backbone: str) -> RemainingChangeHead:

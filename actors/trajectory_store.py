@@ -6,7 +6,6 @@ file carries the schema's version; each row carries the version of the weights t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pyarrow.parquet
 
 from actors.collector import Trajectory
 from actors.errors import UserError
+from actors.files import written_aside
 from rewards_service.arithmetic import Components
 
 SCHEMA_VERSION = "2"
@@ -92,10 +92,8 @@ def write(trajectories: Sequence[Trajectory], path: Path, weights_seq_no: int) -
     """Write one file of episodes; no file when there are none."""
     if not trajectories:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    pyarrow.parquet.write_table(to_table(trajectories, weights_seq_no), aside, compression="zstd")
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        pyarrow.parquet.write_table(to_table(trajectories, weights_seq_no), aside, compression="zstd")
 
 
 def read(folder: Path) -> pyarrow.Table:

@@ -122,7 +122,7 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _write(report: Mapping[str, object], out: Path | None) -> None:
     if out is None:
         return
-    from evaluation.files import written_aside
+    from actors.files import written_aside
 
     with written_aside(out) as aside:
         aside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.errors import UserError
+from actors.files import written_aside
 from actors.prompts import MAX_WORDS
 from cluster.runs import find_policy, newest_policy, settings_of
 
@@ -59,12 +60,8 @@ def check_picture_path(out: Path) -> None:
 
 def write_picture(image_HWC: Images, out: Path) -> None:
     """Write aside and rename; what could not be written whole is removed."""
-    aside = out.with_name(f".{os.getpid()}-{out.name}")
-    try:
-        Image.fromarray(image_HWC).save(aside)
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(out) as aside:
+        Image.fromarray(image_HWC).save(aside, Image.registered_extensions()[out.suffix.lower()])
 
 
 def decision_table(result: EpisodeResult) -> Table:

@@ -19,12 +19,12 @@ from typing import Any
 from actors.backbones.config import BackboneConfig
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
+from actors.files import written_aside
 from actors.prompts import EVALUATION_OPTIONS, load_prompts
 from evaluation.baselines import parse_baseline
 from evaluation.bench import Bench, bench_recipe
 from evaluation.cache import BaselineCache
 from evaluation.config import EvaluationConfig
-from evaluation.files import written_aside
 from evaluation.generate import Job, generate, jobs_of, run_jobs
 from evaluation.methods import BaselineMethod, Method, PolicyMethod, read_policy
 from evaluation.progress import Progress

@@ -17,8 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from actors.errors import UserError
+from actors.files import written_aside
 from evaluation import figures
-from evaluation.files import written_aside
 from evaluation.headline import further_sentences, opening_sentence, outcome, signed
 from evaluation.rows import IMAGES_FILE, read_rows
 from evaluation.strips import STRIPS_FILE, read_strips

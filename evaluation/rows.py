@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
-from evaluation.files import written_aside
+from actors.files import written_aside
 
 Floats = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from actors.contracts import EpisodeResult, Images
 from actors.errors import UserError
-from evaluation.files import written_aside
+from actors.files import written_aside
 from evaluation.rows import ImageRow
 
 STRIPS_FILE = Path("evaluation/strips.json")

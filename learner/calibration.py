@@ -7,7 +7,6 @@ fail, which are what a policy can do something about, and a median would call th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from actors.collector import Collector
 from actors.contracts import Backbone, EpisodeRequest
 from actors.engine import Engine
 from actors.errors import UserError
+from actors.files import written_aside
 from actors.observations import ObservationSizes, Observer
 from actors.references import Reference, ReferenceKind, reference_config, run_references
 from learner.config import RunConfig
@@ -47,16 +47,12 @@ class Calibration:
     def write(self, path: Path, measured_on: str) -> None:
         """Write a file that `addiffusion train @FILE` takes; its first line says what was `measured_on`."""
         options = {"reward": {"scales": self.scales, "sigma": self.sigma}}
-        aside = path.with_name(f".{path.name}.part")
-        try:
+        with written_aside(path) as aside:
             aside.write_text(
                 f"# Measured on {measured_on}; to train with it: addiffusion train @{path}\n"
                 + yaml.safe_dump(options, sort_keys=False),
                 encoding="utf-8",
             )
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def calibrate(references: Sequence[Reference], reward: RewardConfig) -> Calibration:

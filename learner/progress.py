@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from actors.env_runner import METRICS
+from actors.files import written_aside
 
 _LEARNER = {
     "policy_loss": "policy_loss",
@@ -81,9 +81,8 @@ class ProgressFile:
     def __init__(self, path: Path, next_iteration: int) -> None:
         self._path = path
         rows = [row for row in read_rows(path) if row["iteration"] < next_iteration]
-        aside = path.with_suffix(".part")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row and flush it, so that a dashboard may follow the file."""

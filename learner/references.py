@@ -9,7 +9,6 @@ Of an image that is there twice the file that was begun earlier counts; the two 
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ import pyarrow.parquet
 
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
+from actors.files import written_aside
 from actors.references import Reference, ReferenceKind, plain_request
 
 FOLDER = "references"
@@ -74,14 +74,9 @@ class ReferenceStore:
             },
             schema=_SCHEMA.with_metadata({_KIND: json.dumps(asdict(self._kind), sort_keys=True)}),
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         final = self.folder / f"{len(self._files()):06d}-{uuid.uuid4().hex[:12]}.parquet"
-        aside = self.folder / f".{final.name}.part"
-        try:
+        with written_aside(final) as aside:
             pyarrow.parquet.write_table(table, aside, compression="zstd")
-            os.replace(aside, final)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def complete(
         self,

@@ -7,7 +7,6 @@ compute it had; nothing is started before the config has been found possible.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -20,6 +19,7 @@ import yaml
 
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
+from actors.files import written_aside
 from actors.prompts import load_prompts
 from learner import checkpoints, session
 from learner.config import RunConfig
@@ -93,9 +93,7 @@ def training_requests(config: RunConfig) -> tuple[EpisodeRequest, ...]:
 
 def _prepare(run_dir: Path, config: RunConfig) -> None:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        aside = run_dir / "config.yaml.part"
-        aside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-        os.replace(aside, run_dir / "config.yaml")
+        with written_aside(run_dir / "config.yaml") as aside:
+            aside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
     except OSError as error:
         raise UserError(f"runs_dir={config.runs_dir}: cannot write there ({error.strerror})") from error

@@ -51,7 +51,7 @@ def test_the_budget_holds(say: Say, policy: Path) -> None:
 def test_a_full_disk_leaves_no_half_picture(
     say: Say, folder: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save(image: Image.Image, path: Path) -> None:
+    def save(image: Image.Image, path: Path, kind: str) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

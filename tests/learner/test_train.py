@@ -134,7 +134,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert table.num_rows == sum(row["decisions"] for row in rows)
     assert sum(table["terminateds"].to_pylist()) == sum(row["episodes"] for row in rows) == 32
     assert set(table["weights_seq_no"].to_pylist()) == {0, 1}
-    assert not list(result.run_dir.rglob("*.part"))
+    assert not list(result.run_dir.rglob(".*")), "something half-written was left"
     config = toy_config(tmp_path)
     requests = training_requests(config)
     elsewhere = replace(config, runs_dir=str(tmp_path / "elsewhere"))

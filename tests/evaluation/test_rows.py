@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from actors.errors import UserError
-from evaluation.files import written_aside
+from actors.files import written_aside
 from evaluation.rows import read_rows, write_rows
 from evaluation.strips import LARGEST_SIDE, Frame, Strip, encode_png, pick, read_strips, write_strips
 from tests.evaluation import synthetic

@@ -56,8 +56,8 @@ class ReplayedBackbone:
 
     def decode(self, latents_BCHW: torch.Tensor) -> Images:
         """There are no images here."""
-        raise NotImplementedError("the pipeline decodes its own images")
+        raise AssertionError("the pipeline decodes its own images, and nothing here looks")
 
     def preview(self, latents_BCHW: torch.Tensor) -> Images:
         """There are no images here."""
-        raise NotImplementedError("the pipeline decodes its own images")
+        raise AssertionError("the pipeline decodes its own images, and nothing here looks")

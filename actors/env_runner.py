@@ -34,6 +34,7 @@ from actors.collector import Collector, TrainingRequest, Trajectory, final_score
 from actors.contracts import Backbone, EpisodeRequest
 from actors.engine import Engine, EngineConfig
 from actors.ledger import Target
+from actors.memo import Call, Memo, Scored
 from actors.observations import Observer
 from actors.references import Reference, reference_config, run_references
 from rewards_service.arithmetic import RewardConfig, quality, required_outputs
@@ -49,7 +50,8 @@ class RunnerSettings:
     """What never changes in a run; it travels to every env runner in RLlib's `env_config`.
 
     make_backbone, make_client: called in the env runner's process; requests: the fixed set that is
-    trained on; trajectories: folder for Parquet files, None writes none.
+    trained on; trajectories: folder for Parquet files, None writes none; memo_mib: for denoiser calls that
+    were made before, and a quarter of it for scores (0: everything is computed again).
     """
 
     make_backbone: Callable[[], Backbone]
@@ -63,6 +65,7 @@ class RunnerSettings:
     seed: int
     torch_threads: int = 1
     trajectories: str | None = None
+    memo_mib: float = 0.0
 
 
 _HARD_PASSES = 1 << 32
@@ -98,16 +101,14 @@ def iteration_requests(
     """(pass, index) of the requests that part `share[0]` of `share[1]` has to run in an iteration.
 
     Requests come in passes, each a permutation of all `count` of them that depends on the seed and the
-    pass; iteration i takes the i-th `episodes` of that endless sequence, and the parts stride over it.
-    `hard_share` of them, drawn by seed and position, give way to one of `hard`, in a pass of its own.
+    pass; iteration i takes the i-th `episodes` of that endless sequence. `hard_share` of them, drawn by
+    seed and position, give way to one of `hard`, in a pass of its own. A part gets requests that it had
+    before, as far as all parts get equally many: it may remember them.
     """
     part, parts = share
-    positions = range(iteration * episodes, (iteration + 1) * episodes)
     orders: dict[int, NDArray[np.int64]] = {}
     chosen = []
-    for position in positions:
-        if position % parts != part:
-            continue
+    for position in range(iteration * episodes, (iteration + 1) * episodes):
         draw = np.random.default_rng([seed, position, 2])
         if hard and draw.random() < hard_share:
             chosen.append((_HARD_PASSES + position, hard[int(draw.integers(len(hard)))]))
@@ -116,7 +117,25 @@ def iteration_requests(
         if round_ not in orders:
             orders[round_] = np.random.default_rng([seed, round_]).permutation(count)
         chosen.append((round_, int(orders[round_][offset])))
-    return chosen
+    return _spread(chosen, parts)[part]
+
+
+def _spread(chosen: Sequence[tuple[int, int]], parts: int) -> list[list[tuple[int, int]]]:
+    """Requests by index modulo the parts; what is beyond an equal share goes where there is room."""
+    sizes = [len(range(part, len(chosen), parts)) for part in range(parts)]
+    spread: list[list[tuple[int, int]]] = [[] for _ in range(parts)]
+    left = []
+    for pair in chosen:
+        home = pair[1] % parts
+        if len(spread[home]) < sizes[home]:
+            spread[home].append(pair)
+        else:
+            left.append(pair)
+    for part in range(parts):
+        missing = sizes[part] - len(spread[part])
+        spread[part] += left[:missing]
+        left = left[missing:]
+    return spread
 
 
 class DiffusionEnvRunner(EnvRunner, Checkpointable):
@@ -145,10 +164,17 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         """Load the backbone and connect to the rewards service."""
         settings = self.settings
         torch.set_num_threads(settings.torch_threads)
-        engine, client = Engine(settings.make_backbone(), settings.engine), settings.make_client()
+        calls: Memo[Call] | None = Memo(settings.memo_mib) if settings.memo_mib else None
+        scores: Memo[Scored] | None = Memo(settings.memo_mib / 4) if settings.memo_mib else None
+        engine = Engine(settings.make_backbone(), settings.engine, memo=calls)
         assert engine.action_names == settings.observer.actions
         self.collector = Collector(
-            engine, settings.observer, client, slots=settings.slots, groups=settings.groups
+            engine,
+            settings.observer,
+            settings.make_client(),
+            slots=settings.slots,
+            groups=settings.groups,
+            memo=scores,
         )
 
     def make_module(self) -> None:
@@ -187,10 +213,16 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         """Run requests to the end of a schedule of `num_steps`; see `actors.references`."""
         assert self.collector is not None
         settings = self.settings
-        engine = Engine(self.collector.engine.backbone, reference_config(settings.engine, num_steps))
+        config = reference_config(settings.engine, num_steps)
+        engine = Engine(self.collector.engine.backbone, config, memo=self.collector.engine.memo)
         observer = settings.observer.for_actions(engine.action_names)
         collector = Collector(
-            engine, observer, self.collector.client, slots=settings.slots, groups=settings.groups
+            engine,
+            observer,
+            self.collector.client,
+            slots=settings.slots,
+            groups=settings.groups,
+            memo=self.collector.memo,
         )
         return run_references(collector, requests, required_outputs(reward), observe=observe)
 
@@ -282,6 +314,9 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
                 sums[f"action/{names[action]}"] += 1
         sums |= {"seconds": times.wall, "denoising_s": times.denoising, "waiting_s": times.waiting}
         sums["previews"] = times.previews
+        if (memo := self.collector.engine.memo) is not None:
+            sums |= {"calls": memo.asked, "remembered": memo.found}
+            memo.asked = memo.found = 0
         for name, value in sums.items():
             self.metrics.log_value((METRICS, name), value, reduce="sum")
         decisions = int(sums["decisions"])

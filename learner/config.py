@@ -85,7 +85,8 @@ class ResourcesConfig:
     denoises; cpus_per_env_runner, gpus_per_env_runner, reward_replicas, cpus_per_reward_replica,
     gpus_per_reward_replica: what Ray reserves (a pool of `rewards` may say otherwise for itself); address: a
     running cluster ("auto" finds it), None starts a local one; num_cpus: CPUs of a local one (None: all);
-    torch_threads: in every process.
+    torch_threads: in every process; memo_mib: memory in each env runner for denoiser calls that were made
+    before and need not be made again, and a quarter of it for scores (0: none).
     """
 
     num_env_runners: int = 2
@@ -99,6 +100,7 @@ class ResourcesConfig:
     address: str | None = None
     num_cpus: int | None = None
     torch_threads: int = 1
+    memo_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,8 @@ class RunConfig:
         _within("ppo.hard_share", ppo.hard_share, 0.0, 1.0)
         _within("ppo.hard_decay", ppo.hard_decay, 0.0, 1.0)
         _within("ppo.continue_logit", ppo.continue_logit, -10.0, 10.0)
+        if not (math.isfinite(resources.memo_mib) and resources.memo_mib >= 0):
+            raise UserError(f"resources.memo_mib={resources.memo_mib}: give a number >= 0")
         if resources.num_env_runners < 0:
             raise UserError(f"resources.num_env_runners={resources.num_env_runners}: give an integer >= 0")
         if not ppo.hidden or any(width < 1 for width in ppo.hidden):

@@ -75,6 +75,7 @@ class Run:
             groups=resources.groups,
             seed=config.seed,
             torch_threads=resources.torch_threads,
+            memo_mib=resources.memo_mib,
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,

@@ -22,10 +22,10 @@ from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.references import Reference, ReferenceKind, reference_config
-from learner import calibration, checkpoints, references, registry, session
+from learner import calibration, checkpoints, curriculum, references, registry, session
 from learner.config import RunConfig
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
-from learner.ppo import hard_share, ppo_config, set_schedules
+from learner.ppo import ppo_config, set_schedules
 from learner.progress import ProgressFile, iteration_row
 from rewards_service.arithmetic import RewardConfig, dual_variable, quality, required_outputs
 
@@ -81,7 +81,7 @@ class Run:
         )
         self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
         self.targets: tuple[Target, ...] = ()
-        self.hard: tuple[int, ...] = ()
+        self.hardest_first: tuple[int, ...] = ()
 
     def close(self) -> None:
         """Stop the env runners."""
@@ -125,7 +125,8 @@ class Run:
             Target(reference.scores, sigma, None if shorter is None else shorter[index].scores)
             for index, reference in enumerate(found)
         )
-        self.hard = calibration.hardest([quality(reference.scores, self.reward) for reference in found])
+        qualities = [quality(reference.scores, self.reward) for reference in found]
+        self.hardest_first = curriculum.by_difficulty(qualities)
         self.algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
         )
@@ -231,13 +232,10 @@ class Run:
 
     def _iterate_once(self) -> dict[str, Any]:
         self._await_env_runners()
-        orders = Orders(
-            self.iteration,
-            self.reward,
-            self.targets,
-            self.hard,
-            hard_share(self.config.ppo, self.iteration),
+        focus = curriculum.focus(
+            self.config.curriculum, self.hardest_first, self.iteration, self.config.ppo.iterations
         )
+        orders = Orders(self.iteration, self.reward, self.targets, focus.requests, focus.share)
         self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
         set_schedules(self.algorithm, self.config.ppo, self.iteration)
         started = time.monotonic()

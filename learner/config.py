@@ -17,6 +17,7 @@ from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.observations import ObservationConfig
 from actors.prompts import Columns, Prompt, load_prompts
+from learner.budget import check_target
 from learner.curriculum import CurriculumConfig
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.pool_config import ServiceConfig
@@ -199,6 +200,7 @@ class RunConfig:
         _within("ppo.entropy_decay", ppo.entropy_decay, 0.0, 1.0)
         _within("ppo.continue_logit", ppo.continue_logit, -10.0, 10.0)
         self.curriculum.validate()
+        check_target(self.reward, self.engine)
         if resources.num_env_runners < 0:
             raise UserError(f"resources.num_env_runners={resources.num_env_runners}: give an integer >= 0")
         if not ppo.hidden or any(width < 1 for width in ppo.hidden):

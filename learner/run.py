@@ -23,11 +23,12 @@ from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.references import Reference, ReferenceKind, reference_config
 from learner import calibration, checkpoints, curriculum, references, registry, session
+from learner.budget import Budget
 from learner.config import RunConfig
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
 from learner.ppo import ppo_config, set_schedules
 from learner.progress import ProgressFile, iteration_row
-from rewards_service.arithmetic import RewardConfig, dual_variable, quality, required_outputs
+from rewards_service.arithmetic import RewardConfig, quality, required_outputs
 
 Progress = Callable[[dict[str, Any]], None]
 #: Requests whose references are scored all the way, for normalisation and score scales.
@@ -60,6 +61,7 @@ class Run:
         self.iteration = 0
         self.seconds = 0.0
         self.reward: RewardConfig = config.reward
+        self.budget = Budget(config.reward)
         self.row: dict[str, Any] = {}
         self._world = world
         self.described = session.describe(world, config)
@@ -113,6 +115,7 @@ class Run:
         self.iteration, self.seconds = state.iteration, state.seconds
         calibrated = calibration.Calibration(state.scales, state.sigma).applied(self.reward)
         self.reward = replace(calibrated, c_nfe=state.c_nfe)
+        self.budget.restore(state.price)
         self._begin(self._table(self.config.engine.num_steps, []))
 
     def _begin(self, found: Sequence[Reference]) -> None:
@@ -202,7 +205,6 @@ class Run:
         ppo = self.config.ppo
         file = ProgressFile(self.run_dir / "progress.jsonl", self.iteration + 1)
         lost, collapse = LostEpisodes(ppo.episodes_per_iteration), CollapseDetector()
-        price = dual_variable(self.reward)
         ended = "finished"
         saved_at = self.iteration
         while self.iteration < ppo.iterations:
@@ -211,14 +213,12 @@ class Run:
                 break
             row = self._iterate_once()
             lost.update(row["episodes"], time.monotonic())
+            self.reward = self.budget.steer(row, self.reward)
             file.append(row)
             self.report(row | {"phase": "training"})
             if row["episodes"] == 0:
                 continue
             self.row = row
-            if price is not None:
-                observed = "nfe" if self.reward.target_nfe is not None else "quality_over_reference"
-                self.reward = replace(self.reward, c_nfe=price.update(row[observed]))
             self._save_policy()
             if self.iteration % self.config.checkpoints.every == 0:
                 self._save_checkpoint()
@@ -287,6 +287,7 @@ class Run:
             sigma=self._sigma(),
             scales=dict(self.reward.scales),
             seconds=self.seconds,
+            price=self.budget.state(),
         )
         checkpoints.save(
             self.algorithm, self.run_dir / "checkpoints", state, keep=self.config.checkpoints.keep

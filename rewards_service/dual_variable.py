@@ -23,8 +23,9 @@ _SMOOTHING = 0.5
 #: A mean counts as met within this distance, in units.
 TOLERANCE = 0.05
 #: What is left of the gains whenever the mean has swung across its target and beyond that distance, and at
-#: last: a policy may follow a price in one iteration or in twenty, and nobody knows which beforehand.
-_CALMER, _CALMEST = 0.7, 0.1
+#: least; what they regain an iteration, up to 1. A policy may follow a price in one iteration or in twenty, and
+#: nobody knows which beforehand.
+_CALMER, _CALMEST, _REGAINED = 0.6, 0.1, 1.01
 #: Further off for so many updates, with the price at its bound or so much higher or lower while less than a
 #: tenth of the distance is gone, the target is out of reach.
 _PATIENCE = 20
@@ -56,7 +57,7 @@ class DualVariable:
     Proportional and integral control as in Stooke, Achiam and Abbeel 2020 (arXiv 2007.03964; their derivative
     gained nothing here), on the price's logarithm, so that its relative pace is the same whatever reward it
     is traded against: log price = gain * rate * 10 e + sum of gain * rate * e, with e the exponentially
-    smoothed (mean - target) / unit, at most 1 either way, and a gain that falls with every swing.
+    smoothed (mean - target) / unit, at most 1 either way, and a gain of 1 that falls with every swing.
     The mean may be that of NFE, or of quality above a floor: in both cases a mean above its target leaves
     room to save, and the price rises. Against winding up, the sum stays between the price's bounds, and rests
     while the price is at a bound that it pushes against.
@@ -90,7 +91,7 @@ class DualVariable:
         seen = float(np.clip((mean - self.target) / self.unit, -1.0, 1.0))
         before = seen if state.excess is None else state.excess
         excess = _SMOOTHING * before + (1.0 - _SMOOTHING) * seen
-        side, gain = state.side, state.gain
+        side, gain = state.side, min(state.gain * _REGAINED, 1.0)
         if abs(excess) > TOLERANCE:
             side = 1 if excess > 0 else -1
             if side == -state.side:

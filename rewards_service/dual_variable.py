@@ -23,8 +23,8 @@ _SMOOTHING = 0.5
 #: A mean counts as met within this distance, in units.
 TOLERANCE = 0.05
 #: What is left of the gains whenever the mean has swung across its target and beyond that distance, and at
-#: least; what they regain an iteration, up to 1. A policy may follow a price in one iteration or in twenty, and
-#: nobody knows which beforehand.
+#: least; what they regain an iteration, up to 1. A policy may follow a price in one iteration or in twenty,
+#: and nobody knows which beforehand.
 _CALMER, _CALMEST, _REGAINED = 0.6, 0.1, 1.01
 #: Further off for so many updates, with the price at its bound or so much higher or lower while less than a
 #: tenth of the distance is gone, the target is out of reach.

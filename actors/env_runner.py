@@ -68,8 +68,8 @@ class RunnerSettings:
     memo_mib: float = 0.0
 
 
-_HARD_PASSES = 1 << 32
-"""Passes from here on are of one request that was drawn for being hard."""
+_FOCUS_PASSES = 1 << 32
+"""Passes from here on are of one request that the curriculum drew."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,15 @@ class Orders:
     """What the driver tells the env runners: the iteration, and the calibrated reward.
 
     targets: what each request's episode is measured against, in the order of `RunnerSettings.requests`;
-    hard: indices of the requests whose references are the worst; hard_share: how many of the iteration's
-    episodes are drawn from these alone.
+    focus: indices of requests that the curriculum draws more often; focus_share: of the iteration's
+    episodes, so many are drawn from these alone.
     """
 
     iteration: int
     reward: RewardConfig
     targets: tuple[Target, ...]
-    hard: tuple[int, ...] = ()
-    hard_share: float = 0.0
+    focus: tuple[int, ...] = ()
+    focus_share: float = 0.0
 
 
 def iteration_requests(
@@ -95,14 +95,14 @@ def iteration_requests(
     seed: int,
     share: tuple[int, int] = (0, 1),
     *,
-    hard: Sequence[int] = (),
-    hard_share: float = 0.0,
+    focus: Sequence[int] = (),
+    focus_share: float = 0.0,
 ) -> list[tuple[int, int]]:
     """(pass, index) of the requests that part `share[0]` of `share[1]` has to run in an iteration.
 
     Requests come in passes, each a permutation of all `count` of them that depends on the seed and the
-    pass; iteration i takes the i-th `episodes` of that endless sequence. `hard_share` of them, drawn by
-    seed and position, give way to one of `hard`, in a pass of its own. A part gets requests that it had
+    pass; iteration i takes the i-th `episodes` of that endless sequence. `focus_share` of them, drawn by
+    seed and position, give way to one of `focus`, in a pass of its own. A part gets requests that it had
     before, as far as all parts get equally many: it may remember them.
     """
     part, parts = share
@@ -110,8 +110,8 @@ def iteration_requests(
     chosen = []
     for position in range(iteration * episodes, (iteration + 1) * episodes):
         draw = np.random.default_rng([seed, position, 2])
-        if hard and draw.random() < hard_share:
-            chosen.append((_HARD_PASSES + position, hard[int(draw.integers(len(hard)))]))
+        if focus and draw.random() < focus_share:
+            chosen.append((_FOCUS_PASSES + position, focus[int(draw.integers(len(focus)))]))
             continue
         round_, offset = divmod(position, count)
         if round_ not in orders:
@@ -240,8 +240,8 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             settings.episodes_per_iteration,
             settings.seed,
             self.share,
-            hard=orders.hard,
-            hard_share=orders.hard_share,
+            focus=orders.focus,
+            focus_share=orders.focus_share,
         )
         training = [self._training_request(round_, index, orders) for round_, index in chosen]
         gathered = collector.collect(training, self._policy(explore), orders.reward, greedy=not explore)

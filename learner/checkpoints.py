@@ -27,8 +27,8 @@ _RANDOM = "random.pt"
 class RunState:
     """What a resumed run needs besides RLlib's state.
 
-    c_nfe: the current price of one NFE (the dual variable); sigma, scales: the reward's calibration;
-    seconds: spent in iterations so far.
+    c_nfe: the current price of one NFE; sigma, scales: the reward's calibration; seconds: spent in iterations
+    so far; price: what moves c_nfe (`learner.budget`), None where it is fixed.
     """
 
     iteration: int
@@ -36,6 +36,7 @@ class RunState:
     sigma: float
     scales: dict[str, float]
     seconds: float
+    price: dict[str, Any] | None = None
 
 
 def save(algorithm: Any, folder: Path, state: RunState, *, keep: int) -> Path:

@@ -134,13 +134,16 @@ def format_row(row: Mapping[str, Any]) -> str:
     if not row["episodes"]:
         return f"iteration {row['iteration']}/{row['iterations']}: no episode came back"
     shares = " ".join(f"{name} {share:.0%}" for name, share in sorted(row["actions"].items()))
+    budget = row.get("budget", {})
+    aim = f" (aim {budget['target']:g} at price {row['c_nfe']:.3g})" if budget else ""
+    warning = f" · {budget['warning']}" if "warning" in budget else ""
     return (
         f"iteration {row['iteration']}/{row['iterations']} · return {row['return']:+.3f} · "
         f"quality {row['quality']:.3f} ({row['quality_over_reference']:+.3f}) · "
         f"NFE {row['nfe']:.1f}±{row['nfe_std']:.1f} · {shares} · entropy {row['entropy']:.2f} · "
         f"denoiser {row['denoiser_utilisation']:.0%}, {row['remembered_share']:.0%} remembered · "
         f"lag {row['policy_lag']:.1f} · {row['episodes_per_s']:.1f} episodes/s · "
-        f"{clock(row['time_left_s'])} left"
+        f"{clock(row['time_left_s'])} left{aim}{warning}"
     )
 
 

@@ -22,12 +22,13 @@ from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.references import Reference, ReferenceKind, reference_config
-from learner import calibration, checkpoints, references, registry, session
+from learner import calibration, checkpoints, curriculum, references, registry, session
+from learner.budget import Budget
 from learner.config import RunConfig
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
-from learner.ppo import hard_share, ppo_config, set_schedules
+from learner.ppo import ppo_config, set_schedules
 from learner.progress import ProgressFile, iteration_row
-from rewards_service.arithmetic import RewardConfig, dual_variable, quality, required_outputs
+from rewards_service.arithmetic import RewardConfig, quality, required_outputs
 
 Progress = Callable[[dict[str, Any]], None]
 #: Requests whose references are scored all the way, for normalisation and score scales.
@@ -60,6 +61,7 @@ class Run:
         self.iteration = 0
         self.seconds = 0.0
         self.reward: RewardConfig = config.reward
+        self.budget = Budget(config.reward)
         self.row: dict[str, Any] = {}
         self._world = world
         self.described = session.describe(world, config)
@@ -82,7 +84,7 @@ class Run:
         )
         self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
         self.targets: tuple[Target, ...] = ()
-        self.hard: tuple[int, ...] = ()
+        self.hardest_first: tuple[int, ...] = ()
 
     def close(self) -> None:
         """Stop the env runners."""
@@ -114,6 +116,7 @@ class Run:
         self.iteration, self.seconds = state.iteration, state.seconds
         calibrated = calibration.Calibration(state.scales, state.sigma).applied(self.reward)
         self.reward = replace(calibrated, c_nfe=state.c_nfe)
+        self.budget.restore(state.price)
         self._begin(self._table(self.config.engine.num_steps, []))
 
     def _begin(self, found: Sequence[Reference]) -> None:
@@ -126,7 +129,8 @@ class Run:
             Target(reference.scores, sigma, None if shorter is None else shorter[index].scores)
             for index, reference in enumerate(found)
         )
-        self.hard = calibration.hardest([quality(reference.scores, self.reward) for reference in found])
+        qualities = [quality(reference.scores, self.reward) for reference in found]
+        self.hardest_first = curriculum.by_difficulty(qualities)
         self.algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
         )
@@ -202,7 +206,6 @@ class Run:
         ppo = self.config.ppo
         file = ProgressFile(self.run_dir / "progress.jsonl", self.iteration + 1)
         lost, collapse = LostEpisodes(ppo.episodes_per_iteration), CollapseDetector()
-        price = dual_variable(self.reward)
         ended = "finished"
         saved_at = self.iteration
         while self.iteration < ppo.iterations:
@@ -211,14 +214,12 @@ class Run:
                 break
             row = self._iterate_once()
             lost.update(row["episodes"], time.monotonic())
+            self.reward = self.budget.steer(row, self.reward)
             file.append(row)
             self.report(row | {"phase": "training"})
             if row["episodes"] == 0:
                 continue
             self.row = row
-            if price is not None:
-                observed = "nfe" if self.reward.target_nfe is not None else "quality_over_reference"
-                self.reward = replace(self.reward, c_nfe=price.update(row[observed]))
             self._save_policy()
             if self.iteration % self.config.checkpoints.every == 0:
                 self._save_checkpoint()
@@ -232,13 +233,10 @@ class Run:
 
     def _iterate_once(self) -> dict[str, Any]:
         self._await_env_runners()
-        orders = Orders(
-            self.iteration,
-            self.reward,
-            self.targets,
-            self.hard,
-            hard_share(self.config.ppo, self.iteration),
+        focus = curriculum.focus(
+            self.config.curriculum, self.hardest_first, self.iteration, self.config.ppo.iterations
         )
+        orders = Orders(self.iteration, self.reward, self.targets, focus.requests, focus.share)
         self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
         set_schedules(self.algorithm, self.config.ppo, self.iteration)
         started = time.monotonic()
@@ -290,6 +288,7 @@ class Run:
             sigma=self._sigma(),
             scales=dict(self.reward.scales),
             seconds=self.seconds,
+            price=self.budget.state(),
         )
         checkpoints.save(
             self.algorithm, self.run_dir / "checkpoints", state, keep=self.config.checkpoints.keep

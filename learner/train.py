@@ -20,7 +20,6 @@ import yaml
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
 from actors.files import written_aside
-from actors.prompts import load_prompts
 from learner import checkpoints, session
 from learner.config import RunConfig
 from learner.guards import StopRequest
@@ -81,7 +80,7 @@ def train(
 def training_requests(config: RunConfig) -> tuple[EpisodeRequest, ...]:
     """The fixed set that is trained on: every prompt with every seed."""
     options = config.prompts
-    prompts = load_prompts(options.source, split=options.split, limit=options.limit, seed=options.seed)
+    prompts = options.load()
     generator = np.random.default_rng([options.seed, 1])
     seeds = generator.integers(0, 2**31, size=(len(prompts), options.seeds))
     return tuple(

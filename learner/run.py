@@ -8,7 +8,7 @@ date; price, scales and sigma change only here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,24 @@ from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from actors.contracts import EpisodeRequest
-from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings
+from actors.env_runner import Orders, RunnerSettings
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
-from actors.references import Reference, ReferenceKind, reference_config
+from actors.references import Reference
 from learner import calibration, checkpoints, references, registry, session
 from learner.config import RunConfig
-from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
+from learner.env_runners import EnvRunners
+from learner.guards import CollapseDetector, LostEpisodes, StopRequest, check_finite
 from learner.ppo import hard_share, ppo_config, set_schedules
 from learner.progress import ProgressFile, iteration_row
-from rewards_service.arithmetic import RewardConfig, dual_variable, quality, required_outputs
+from learner.reference_runs import ReferenceRuns
+from rewards_service.arithmetic import RewardConfig, dual_variable, quality
 
 Progress = Callable[[dict[str, Any]], None]
-#: Requests whose references are scored all the way, for normalisation and score scales.
-_CALIBRATION_REQUESTS = 64
-#: How often what is left of a chunk of references is given out, and how long a restart may take.
-_ATTEMPTS = 5
+#: How long all env runners may be gone.
 _RESTART_S = 180.0
 CALIBRATION = "calibration.yaml"
 """In a run's folder; `addiffusion train @FILE` takes it."""
-#: The seeds' second reward compares DDIM-50 with DDIM-20.
-_SHORT = 0.4
 
 
 class Run:
@@ -61,7 +58,6 @@ class Run:
         self.seconds = 0.0
         self.reward: RewardConfig = config.reward
         self.row: dict[str, Any] = {}
-        self._world = world
         self.described = session.describe(world, config)
         resources = config.resources
         self.settings = RunnerSettings(
@@ -80,6 +76,16 @@ class Run:
             else None,
         )
         self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
+        self._runners = EnvRunners(self.algorithm, resources.num_env_runners, _RESTART_S)
+        self._references = ReferenceRuns(
+            config,
+            requests,
+            self._runners,
+            report,
+            backbone=self.described.identity,
+            scorers=world.scorers,
+            folder=run_dir.parent / references.FOLDER,
+        )
         self.targets: tuple[Target, ...] = ()
         self.hard: tuple[int, ...] = ()
 
@@ -91,15 +97,13 @@ class Run:
 
     def calibrate(self) -> None:
         """Run the references; fix the input normalisation, the scores' scales and sigma on them."""
-        num_steps = self.config.engine.num_steps
-        pieces = self._run_references(self.requests[:_CALIBRATION_REQUESTS], num_steps, observe=True)
-        observed = [reference for piece in pieces for reference in piece]
+        observed = self._references.observed(self.reward)
         statistics = calibration.normalisation(observed, self.described.observer)
         mean_D, std_D = torch.from_numpy(statistics.mean_D), torch.from_numpy(statistics.std_D)
         self.algorithm.learner_group.foreach_learner(
             lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().set_normalisation(mean_D, std_D)
         )
-        found = self._table(num_steps, observed)
+        found = self._references.complete(self.reward, observed)
         measured = calibration.calibrate(found, self.reward)
         if self.reward.sigma is None:
             measured_on = f"{len(found)} references of {self.described.identity}"
@@ -113,86 +117,13 @@ class Run:
         self.iteration, self.seconds = state.iteration, state.seconds
         calibrated = calibration.Calibration(state.scales, state.sigma).applied(self.reward)
         self.reward = replace(calibrated, c_nfe=state.c_nfe)
-        self._begin(self._table(self.config.engine.num_steps, []))
+        self._begin(self._references.complete(self.reward))
 
     def _begin(self, found: Sequence[Reference]) -> None:
         """Set the targets, and give all env runners the learner's weights."""
-        sigma = self._sigma()
-        shorter: list[Reference] | None = None
-        if self.reward.profile == "seed_v2":
-            shorter = self._table(max(round(_SHORT * self.config.engine.num_steps), 1), [])
-        self.targets = tuple(
-            Target(reference.scores, sigma, None if shorter is None else shorter[index].scores)
-            for index, reference in enumerate(found)
-        )
+        self.targets = self._references.targets(found, self.reward)
         self.hard = calibration.hardest([quality(reference.scores, self.reward) for reference in found])
-        self.algorithm.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
-        )
-
-    def _sigma(self) -> float:
-        assert self.reward.sigma is not None, "the run is not calibrated"
-        return self.reward.sigma
-
-    def _table(self, num_steps: int, observed: Sequence[Reference]) -> list[Reference]:
-        """References of all requests on a schedule of `num_steps`, shared with other runs or run now."""
-        engine, dtype = reference_config(self.config.engine, num_steps), self.config.backbone.dtype
-        kind = ReferenceKind.of(engine, self.described.identity, dtype, self._world.scorers)
-        store = references.ReferenceStore(self.run_dir.parent / references.FOLDER, kind)
-        store.add(observed)
-        return store.complete(
-            self.requests,
-            [name for name in required_outputs(self.reward) if name != "dino"],
-            lambda missing: self._run_references(missing, num_steps, observe=False),
-        )
-
-    def _run_references(
-        self, requests: Sequence[EpisodeRequest], num_steps: int, *, observe: bool
-    ) -> Iterator[list[Reference]]:
-        """Computed by all env runners in parallel, a chunk at a time so that progress is seen."""
-        resources = self.config.resources
-        chunk = resources.slots * max(resources.num_env_runners, 1)
-        before = len(self.requests) - len(requests) if not observe else 0
-        for start in range(0, len(requests), chunk):
-            now = requests[start : start + chunk]
-            yield self._run_chunk(now, num_steps, observe)
-            done = before + start + len(now)
-            self.report({"phase": "references", "done": done, "total": len(self.requests)})
-
-    def _run_chunk(
-        self, requests: Sequence[EpisodeRequest], num_steps: int, observe: bool
-    ) -> list[Reference]:
-        """What a dying env runner leaves undone is done by those that live."""
-        group, reward = self.algorithm.env_runner_group, self.reward
-        done: dict[EpisodeRequest, Reference] = {}
-        for _ in range(_ATTEMPTS):
-            self._await_env_runners()
-            left = [request for request in requests if request not in done]
-            live = group.healthy_env_runner_ids() or [0]
-
-            def run_share(runner: DiffusionEnvRunner) -> list[Reference]:
-                share = left[live.index(runner.index) :: len(live)]  # noqa: B023
-                return runner.run_references(share, reward, num_steps, observe=observe)
-
-            parts = group.foreach_env_runner(run_share, local_env_runner=live == [0])
-            done |= {reference.request: reference for part in parts for reference in part}
-            if len(done) == len(requests):
-                return [done[request] for request in requests]
-        raise TrainingFailure("references: the env runners kept failing; their own messages say why")
-
-    def _await_env_runners(self) -> None:
-        """Wait until one env runner lives; RLlib goes on without any, at once and with empty results."""
-        group = self.algorithm.env_runner_group
-        if self.config.resources.num_env_runners == 0:
-            return
-        deadline = time.monotonic() + _RESTART_S
-        while group.num_healthy_remote_env_runners() == 0:
-            self.algorithm.restore_env_runners(group)
-            if time.monotonic() > deadline:
-                raise TrainingFailure(
-                    f"no env runner came back within {_RESTART_S:.0f} s; their own messages say why"
-                )
-            time.sleep(1.0)
+        self._runners.sync_weights()
 
     # -- the iterations ------------------------------------------------------------------------------
 
@@ -230,7 +161,7 @@ class Run:
         return ended
 
     def _iterate_once(self) -> dict[str, Any]:
-        self._await_env_runners()
+        self._runners.wait()
         orders = Orders(
             self.iteration,
             self.reward,
@@ -238,7 +169,7 @@ class Run:
             self.hard,
             hard_share(self.config.ppo, self.iteration),
         )
-        self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
+        self._runners.take_orders(orders)
         set_schedules(self.algorithm, self.config.ppo, self.iteration)
         started = time.monotonic()
         results = self.algorithm.train()
@@ -283,10 +214,11 @@ class Run:
         }
 
     def _save_checkpoint(self) -> None:
+        assert self.reward.sigma is not None, "the run is not calibrated"
         state = checkpoints.RunState(
             iteration=self.iteration,
             c_nfe=self.reward.c_nfe,
-            sigma=self._sigma(),
+            sigma=self.reward.sigma,
             scales=dict(self.reward.scales),
             seconds=self.seconds,
         )

@@ -14,6 +14,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 
 from actors.contracts import EpisodeRequest
 from actors.env_runner import DiffusionEnvRunner, Orders
+from learner.events import EventLog
 from learner.guards import TrainingFailure
 
 #: How often what is left of a piece of work is given out.
@@ -38,24 +39,33 @@ class EnvRunners:
     patience_s: how long all of them may be gone.
     """
 
-    def __init__(self, algorithm: Algorithm, count: int, patience_s: float) -> None:
+    def __init__(self, algorithm: Algorithm, count: int, patience_s: float, events: EventLog) -> None:
         self._algorithm = algorithm
         self._group = algorithm.env_runner_group
         self._count = count
         self._patience_s = patience_s
+        self._events = events
 
     def wait(self) -> None:
         """Wait until one env runner lives; RLlib goes on without any, at once and with empty results."""
         if self._count == 0:
             return
-        deadline = time.monotonic() + self._patience_s
+        if self._group.num_healthy_remote_env_runners() > 0:
+            return
+        self._events.record(
+            "env_runners", f"all {self._count} env runners are gone; they are started again", {"alive": 0}
+        )
+        started = time.monotonic()
         while self._group.num_healthy_remote_env_runners() == 0:
             self._algorithm.restore_env_runners(self._group)
-            if time.monotonic() > deadline:
+            if time.monotonic() - started > self._patience_s:
                 raise TrainingFailure(
-                    f"no env runner came back within {self._patience_s:.0f} s; their own messages say why"
+                    f"no env runner came back within {self._patience_s:g} s; their own messages say why",
+                    "env_runners",
                 )
             time.sleep(1.0)
+        alive = self._group.num_healthy_remote_env_runners()
+        self._events.record("env_runners", f"{alive} of {self._count} env runners are back", {"alive": alive})
 
     def take_orders(self, orders: Orders) -> None:
         """Tell all of them what the next iteration is."""
@@ -86,4 +96,4 @@ class EnvRunners:
             done |= {finished.request: finished for part in parts for finished in part}
             if all(request in done for request in requests):
                 return [done[request] for request in requests]
-        raise TrainingFailure("the env runners kept failing; their own messages say why")
+        raise TrainingFailure("the env runners kept failing; their own messages say why", "env_runners")

@@ -1,7 +1,7 @@
 """One training run under way: the algorithm, the calibrated reward, the counters, what it saves.
 
-Always true here: the policy's folder holds the newest finite policy, whatever ends the run; every
-iteration starts by telling all env runners its number and the reward, so that a replaced one is up to
+Always true here: the policy's folder holds what would be registered, finite and whole, whatever ends the run;
+every iteration starts by telling all env runners its number and the reward, so that a replaced one is up to
 date; price, scales and sigma change only here.
 """
 
@@ -19,21 +19,23 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from actors.contracts import EpisodeRequest
 from actors.env_runner import Orders, RunnerSettings
+from actors.held_out import HeldOutEpisode
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.references import Reference
-from learner import calibration, checkpoints, references, registry, session
+from learner import calibration, checkpoints, references, registration, session
 from learner.config import RunConfig
 from learner.env_runners import EnvRunners
-from learner.guards import CollapseDetector, LostEpisodes, StopRequest, check_finite
+from learner.events import EventLog
+from learner.guards import Guards, StopRequest, TrainingFailure, check_finite
+from learner.held_out import HeldOutWatch, held_out_requests
 from learner.ppo import hard_share, ppo_config, set_schedules
-from learner.progress import ProgressFile, iteration_row
+from learner.progress import iteration_row
 from learner.reference_runs import ReferenceRuns
+from learner.run_log import RunLog
 from rewards_service.arithmetic import RewardConfig, dual_variable, quality
 
 Progress = Callable[[dict[str, Any]], None]
-#: How long all env runners may be gone.
-_RESTART_S = 180.0
 CALIBRATION = "calibration.yaml"
 """In a run's folder; `addiffusion train @FILE` takes it."""
 
@@ -54,10 +56,10 @@ class Run:
         self.policy_dir = run_dir / "policy"
         self.requests = requests
         self.report = report
+        self.events = EventLog(run_dir, report)
         self.iteration = 0
         self.seconds = 0.0
         self.reward: RewardConfig = config.reward
-        self.row: dict[str, Any] = {}
         self.described = session.describe(world, config)
         resources = config.resources
         self.settings = RunnerSettings(
@@ -76,7 +78,9 @@ class Run:
             else None,
         )
         self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
-        self._runners = EnvRunners(self.algorithm, resources.num_env_runners, _RESTART_S)
+        self._runners = EnvRunners(
+            self.algorithm, resources.num_env_runners, config.guards.runners_patience_s, self.events
+        )
         self._references = ReferenceRuns(
             config,
             requests,
@@ -86,11 +90,15 @@ class Run:
             scorers=world.scorers,
             folder=run_dir.parent / references.FOLDER,
         )
+        self._guards = Guards(config.guards, config.ppo.episodes_per_iteration, self.events)
+        self._watch = HeldOutWatch(config.watch, held_out_requests(config), self._runners, run_dir)
+        self._log = RunLog(config, run_dir, self.events, report)
         self.targets: tuple[Target, ...] = ()
         self.hard: tuple[int, ...] = ()
 
     def close(self) -> None:
-        """Stop the env runners."""
+        """Stop the env runners, close what is open."""
+        self._log.close()
         self.algorithm.stop()
 
     # -- before the first iteration ------------------------------------------------------------------
@@ -110,11 +118,14 @@ class Run:
             measured.write(self.run_dir / CALIBRATION, measured_on)
         self.reward = measured.applied(self.reward)
         self._begin(found)
+        self._save_checkpoint()
 
     def resume(self, checkpoint: Path, state: checkpoints.RunState) -> None:
         """Go on where a checkpoint was written."""
-        checkpoints.restore(self.algorithm, checkpoint)
-        self.iteration, self.seconds = state.iteration, state.seconds
+        checkpoints.restore(self.algorithm, checkpoint, self.policy_dir)
+        self.iteration = self.events.iteration = state.iteration
+        self.seconds = state.seconds
+        self.events.record("resumed", f"the run goes on after iteration {self.iteration}")
         calibrated = calibration.Calibration(state.scales, state.sigma).applied(self.reward)
         self.reward = replace(calibrated, c_nfe=state.c_nfe)
         self._begin(self._references.complete(self.reward))
@@ -129,36 +140,49 @@ class Run:
 
     def iterate(self, stop: StopRequest) -> str:
         """Iterations until the last one or until something ends the run; gives what ended it."""
-        ppo = self.config.ppo
-        file = ProgressFile(self.run_dir / "progress.jsonl", self.iteration + 1)
-        lost, collapse = LostEpisodes(ppo.episodes_per_iteration), CollapseDetector()
+        rows = self._log.begin(self.iteration + 1)
+        self._guards.begin(rows)
+        self._watch.begin(self.iteration + 1)
         price = dual_variable(self.reward)
-        ended = "finished"
         saved_at = self.iteration
-        while self.iteration < ppo.iterations:
-            if stop.signalled or (ppo.time_limit_s is not None and self.seconds >= ppo.time_limit_s):
-                ended = "interrupted" if stop.signalled else "time limit"
-                break
+        ended = self._over(stop)
+        while ended is None:
             row = self._iterate_once()
-            lost.update(row["episodes"], time.monotonic())
-            file.append(row)
-            self.report(row | {"phase": "training"})
-            if row["episodes"] == 0:
-                continue
-            self.row = row
-            if price is not None:
-                observed = "nfe" if self.reward.target_nfe is not None else "quality_over_reference"
-                self.reward = replace(self.reward, c_nfe=price.update(row[observed]))
-            self._save_policy()
-            if self.iteration % self.config.checkpoints.every == 0:
+            ended = self._guards.after_iteration(row, time.monotonic())
+            held_out: list[HeldOutEpisode] = []
+            if row["episodes"] > 0:
+                if price is not None:
+                    observed = "nfe" if self.reward.target_nfe is not None else "quality_over_reference"
+                    self.reward = replace(self.reward, c_nfe=price.update(row[observed]))
+                if self._watch.due(self.iteration, last=self._over(None) is not None):
+                    held_out = self._evaluate(row)
+                    ended = ended or self._guards.after_evaluation(self._watch.evaluations)
+                self._save_policy(evaluated=bool(held_out))
+            self._log.log(row, held_out)
+            if row["episodes"] > 0 and self.iteration % self.config.checkpoints.every == 0:
                 self._save_checkpoint()
                 saved_at = self.iteration
-            if collapse.update(row["actions"], row["nfe"], row["nfe_std"]):
-                ended = "collapsed"
-                break
+            ended = ended or self._over(stop)
         if saved_at < self.iteration:
             self._save_checkpoint()
         return ended
+
+    def _over(self, stop: StopRequest | None) -> str | None:
+        """Whether the last iteration was the last one, or somebody asks to end."""
+        ppo = self.config.ppo
+        if self.iteration >= ppo.iterations:
+            return "finished"
+        if stop is not None and stop.signalled:
+            return "interrupted"
+        return "time limit" if ppo.time_limit_s is not None and self.seconds >= ppo.time_limit_s else None
+
+    def _evaluate(self, row: dict[str, Any]) -> list[HeldOutEpisode]:
+        """Run the held-out watch; its numbers become part of the row."""
+        before = self._watch.evaluations[-1].iteration if self._watch.evaluations else 0
+        wanted = self._log.wanted_pictures(self.iteration, before, last=self._over(None) is not None)
+        episodes = self._watch.evaluate(self.iteration, wanted)
+        row |= self._watch.row(self.seconds)
+        return episodes
 
     def _iterate_once(self) -> dict[str, Any]:
         self._runners.wait()
@@ -175,17 +199,18 @@ class Run:
         results = self.algorithm.train()
         spent = time.monotonic() - started
         self.iteration += 1
+        self.events.iteration = self.iteration
         self.seconds += spent
         row = iteration_row(results, iteration=self.iteration, seconds=spent)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         check_finite(numbers, self._policy().state_dict(), self.iteration)
         left = self.config.ppo.iterations - self.iteration
-        row |= {"iterations": self.config.ppo.iterations, "c_nfe": self.reward.c_nfe}
+        row |= {"time": time.time(), "iterations": self.config.ppo.iterations, "c_nfe": self.reward.c_nfe}
         row["time_left_s"] = self._time_left(left)
         return row
 
     def _time_left(self, iterations: int) -> float:
-        left = iterations * self.seconds / max(self.iteration, 1)
+        left = iterations * (self.seconds + self._watch.seconds) / max(self.iteration, 1)
         limit = self.config.ppo.time_limit_s
         return left if limit is None else min(left, max(limit - self.seconds, 0.0))
 
@@ -195,8 +220,12 @@ class Run:
         network: PolicyNetwork = self.algorithm.env_runner.module.policy
         return network
 
-    def _save_policy(self) -> None:
-        save_policy(self.policy_dir, self._policy(), self.metadata())
+    def _save_policy(self, *, evaluated: bool) -> None:
+        """Save the newest policy, unless it is the best one that is kept and this is not it."""
+        watch = self._watch
+        if self.config.watch.keep == "best" and watch.evaluations and not (evaluated and watch.is_best()):
+            return
+        self._write("the policy", lambda: save_policy(self.policy_dir, self._policy(), self.metadata()))
 
     def metadata(self) -> dict[str, Any]:
         """What must be known to act with the policy: its world, its observation, its actions."""
@@ -222,26 +251,30 @@ class Run:
             scales=dict(self.reward.scales),
             seconds=self.seconds,
         )
-        checkpoints.save(
-            self.algorithm, self.run_dir / "checkpoints", state, keep=self.config.checkpoints.keep
+        folder, keep = self.run_dir / "checkpoints", self.config.checkpoints.keep
+        self._write(
+            "the checkpoint",
+            lambda: checkpoints.save(self.algorithm, folder, state, self.policy_dir, keep=keep),
         )
 
+    def _write(self, what: str, write: Callable[[], object]) -> None:
+        """Write what a run cannot go on without. Raises TrainingFailure where the disk does not take it."""
+        try:
+            write()
+        except OSError as error:
+            raise TrainingFailure(
+                f"{what} of iteration {self.iteration} could not be written to {self.run_dir} "
+                f"({error.strerror or error}); what was saved before is whole, and --resume goes on from it",
+                "disk",
+            ) from error
+
     def register(self, ended: str, seconds: float) -> str | None:
-        """A new version in the registry; a collapsed policy gets no alias."""
+        """Leave result.json, and a new version in the registry if there is one and it answers."""
+        result = registration.Result(ended, self.iteration, seconds)
+        self._write("result.json", lambda: result.write(self.run_dir))
         settings = self.config.registry
         if not settings.enabled or not self.policy_dir.exists():
             return None
         self.report({"phase": "registering"})
-        numbers = {name: value for name, value in self.row.items() if isinstance(value, (int, float))}
-        return registry.register(
-            self.policy_dir,
-            name=registry.model_name(self.config.backbone.name),
-            uri=settings.tracking_uri or registry.tracking_uri(self.run_dir.parent),
-            experiment=settings.experiment,
-            run_name=self.config.name,
-            metrics={name: numbers[name] for name in registry.METRICS if name in numbers}
-            | {"seconds_total": seconds},
-            params=registry.filtered(self.config.as_dict()),
-            tags={"backbone": self.described.identity, "run_dir": str(self.run_dir), "ended": ended},
-            alias=None if ended == "collapsed" else settings.alias,
-        )
+        self._log.close()
+        return registration.register_patiently(self.run_dir, settings.patience_s, self.events)

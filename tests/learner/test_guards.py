@@ -85,7 +85,7 @@ def test_losing_episodes_for_long_ends_the_run_unless_it_is_only_to_warn(
     assert [event["numbers"].get("seconds") for event in told] == [None, 61.0]
 
 
-COLLAPSED = {"nfe_std": 0.0}
+COLLAPSED: dict[str, Any] = {"nfe_std": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from actors import trajectory_store
 from actors.collector import Collector, TrainingRequest, Trajectory, final_scores
 from actors.contracts import Backbone, EpisodeRequest
 from actors.engine import Engine, EngineConfig
+from actors.held_out import HeldOutEpisode, run_held_out
 from actors.ledger import Target
 from actors.memo import Call, Memo, Scored
 from actors.observations import Observer
@@ -40,6 +41,7 @@ from actors.references import Reference, reference_config, run_references
 from rewards_service.arithmetic import RewardConfig, quality, required_outputs
 from rewards_service.contracts import RewardClient
 
+_logger = logging.getLogger(__name__)
 ORDERS = "orders"
 #: Prefix of our own metrics in RLlib's results.
 METRICS = "addiffusion"
@@ -226,6 +228,17 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         )
         return run_references(collector, requests, required_outputs(reward), observe=observe)
 
+    def run_held_out(
+        self, requests: Sequence[EpisodeRequest], score: str, pictured: Collection[EpisodeRequest]
+    ) -> list[HeldOutEpisode]:
+        """Run requests with the policy's best actions; see `actors.held_out`."""
+        assert self.collector is not None
+        settings, own = self.settings, self.collector
+        collector = Collector(
+            own.engine, settings.observer, own.client, slots=settings.slots, groups=settings.groups
+        )
+        return run_held_out(collector, requests, self._policy(explore=False), score, pictured)
+
     # -- RLlib's interface ---------------------------------------------------------------------------
 
     def sample(self, *, explore: bool | None = None, **kwargs: Any) -> list[SingleAgentEpisode]:
@@ -245,13 +258,22 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         )
         training = [self._training_request(round_, index, orders) for round_, index in chosen]
         gathered = collector.collect(training, self._policy(explore), orders.reward, greedy=not explore)
-        if settings.trajectories is not None:
-            name = f"iteration-{orders.iteration:06d}-runner-{self.index:03d}.parquet"
-            trajectory_store.write(gathered, Path(settings.trajectories) / name, self._weights_seq_no)
-        self._log(gathered)
+        self._log(gathered, unwritten=0 if self._keep(gathered, orders.iteration) else len(gathered))
         episodes = [self._episode(trajectory) for trajectory in gathered]
         self._finished.extend(episodes)
         return episodes
+
+    def _keep(self, gathered: Sequence[Trajectory], iteration: int) -> bool:
+        """Write trajectories where they are wanted; False where the disk refuses."""
+        if self.settings.trajectories is None:
+            return True
+        name = f"iteration-{iteration:06d}-runner-{self.index:03d}.parquet"
+        try:
+            trajectory_store.write(gathered, Path(self.settings.trajectories) / name, self._weights_seq_no)
+        except OSError as error:
+            _logger.warning("trajectories not written: %s", error)
+            return False
+        return True
 
     def _training_request(self, round_: int, index: int, orders: Orders) -> TrainingRequest:
         request = self.settings.requests[index]
@@ -286,7 +308,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             len_lookback_buffer=0,
         ).to_numpy()
 
-    def _log(self, gathered: Sequence[Trajectory]) -> None:
+    def _log(self, gathered: Sequence[Trajectory], *, unwritten: int) -> None:
         assert self.collector is not None
         assert self.orders is not None
         times, names = self.collector.times, self.collector.engine.action_names
@@ -313,7 +335,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             for action in trajectory.actions:
                 sums[f"action/{names[action]}"] += 1
         sums |= {"seconds": times.wall, "denoising_s": times.denoising, "waiting_s": times.waiting}
-        sums["previews"] = times.previews
+        sums |= {"previews": times.previews, "unwritten": unwritten}
         if (memo := self.collector.engine.memo) is not None:
             sums |= {"calls": memo.asked, "remembered": memo.found}
             memo.asked = memo.found = 0

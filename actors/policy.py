@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from actors.episode import Episode
@@ -150,7 +150,7 @@ def save_policy(folder: str | Path, network: PolicyNetwork, metadata: dict[str, 
     weights = {name: values.detach().cpu().contiguous() for name, values in network.state_dict().items()}
     packed = {"policy": json.dumps(header)}
     with written_aside(folder / WEIGHTS_FILE) as aside:
-        save_file(weights, aside, metadata=packed)
+        aside.write_bytes(save(weights, metadata=packed))  # which says what ails a disk, as an OSError
     with written_aside(folder / METADATA_FILE) as aside:
         aside.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
 

@@ -108,7 +108,7 @@ def run_references(
     config = collector.engine.config
     assert config.actions == ("continue", "stop")
     wanted = outputs if observe else [name for name in outputs if name != "dino"]  # which is no scalar
-    judged = _asking_for(wanted, score_every=1 if observe else config.max_decisions)
+    judged = asking_for(wanted, score_every=1 if observe else config.max_decisions)
     nothing = Target(dict.fromkeys(METRICS.values(), 0.0))
     gathered = collector.collect(
         [TrainingRequest(replace(request, max_nfe=None), (0,), nothing) for request in requests],
@@ -128,7 +128,7 @@ def run_references(
     ]
 
 
-def _asking_for(outputs: Sequence[str], score_every: int) -> RewardConfig:
+def asking_for(outputs: Sequence[str], score_every: int) -> RewardConfig:
     """A reward that needs these scores and no others; what it pays is not looked at."""
     weights = {name: 1.0 for name, output in METRICS.items() if output in outputs}
     steady = {"stability": 1.0} if "dino" in outputs else {}

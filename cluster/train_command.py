@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DISK_BYTES = 200_000_000
 """Free space that a run needs: checkpoints, trajectories, registry and report take about half of it."""
+FAILED = 1
+"""The exit code of a training that could not go on."""
 INTERRUPTED = 130
 """The exit code that shells give for Ctrl-C."""
 
@@ -40,7 +42,13 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
         return 0
     check_inputs(settings)
     check_reward_models(settings)
-    result = _train(settings, run_dir)
+    from learner.guards import TrainingFailure
+
+    try:
+        result = _train(settings, run_dir)
+    except TrainingFailure as failure:
+        typer.echo(f"error: {failure}", err=True)
+        return FAILED
     if result.ended == "interrupted":
         typer.echo(
             f"stopped after iteration {result.iterations}; "
@@ -80,8 +88,9 @@ def check_reward_models(settings: Settings) -> None:
     """
     run, evaluation = settings.run, settings.evaluation
     looked_at = run.observation.look_scores
+    watched = (run.watch.score,) if run.watch.every else ()
     for option, named, asked in (
-        ("backbone.scorers", run.backbone.scorers, (*looked_at, *required_outputs(run.reward))),
+        ("backbone.scorers", run.backbone.scorers, (*looked_at, *required_outputs(run.reward), *watched)),
         ("evaluation.scorers", evaluation.scorers, looked_at),
     ):
         try:

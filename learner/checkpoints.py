@@ -6,9 +6,11 @@ them stay; a damaged one is a UserError that names it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +20,12 @@ import numpy as np
 import torch
 
 from actors.errors import UserError
+from actors.files import written_aside
 
 _STATE = "run.json"
 _RANDOM = "random.pt"
+_POLICY = "policy"
+_ASIDE = re.compile(r"\..+\.(\d+|part)")
 
 
 @dataclass(frozen=True)
@@ -39,21 +44,43 @@ class RunState:
     price: dict[str, Any] | None = None
 
 
-def save(algorithm: Any, folder: Path, state: RunState, *, keep: int) -> Path:
-    """Write a checkpoint below `folder` and drop the oldest beyond `keep`."""
+def save(algorithm: Any, folder: Path, state: RunState, policy_dir: Path, *, keep: int) -> Path:
+    """Write a checkpoint below `folder` and drop the oldest beyond `keep`; the policy's folder is part of it.
+
+    Raises OSError where the disk does not take it; nothing is left of it then.
+    """
     final = folder / f"iteration-{state.iteration:06d}"
     aside = folder / f".{final.name}.part"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    algorithm.save_to_path(str((aside / "rllib").absolute()))
-    torch.save(_random_state(), aside / _RANDOM)
-    (aside / _STATE).write_text(json.dumps(asdict(state), indent=1))
+    try:
+        algorithm.save_to_path(str((aside / "rllib").absolute()))
+        random_state = io.BytesIO()
+        torch.save(_random_state(), random_state)  # to a file, it would hide what ails the disk
+        (aside / _RANDOM).write_bytes(random_state.getvalue())
+        if policy_dir.exists():
+            shutil.copytree(policy_dir, aside / _POLICY)
+        (aside / _STATE).write_text(json.dumps(asdict(state), indent=1))
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     if final.exists():
         shutil.rmtree(final)
     os.replace(aside, final)
     for old in _complete(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def clear_unfinished(run_dir: Path) -> None:
+    """Delete what a killed process was writing aside."""
+    for path in sorted(run_dir.rglob(".*")):
+        if not _ASIDE.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def newest(run_dir: Path) -> Path:
@@ -72,12 +99,15 @@ def read_state(checkpoint: Path) -> RunState:
         raise UserError(f"resume={checkpoint}: damaged ({_STATE} cannot be read); delete it") from error
 
 
-def restore(algorithm: Any, checkpoint: Path) -> None:
-    """Put RLlib's state and every random generator back. UserError if the checkpoint is damaged."""
+def restore(algorithm: Any, checkpoint: Path, policy_dir: Path) -> None:
+    """Put RLlib's state, every random generator and the policy's folder back. UserError if it is damaged."""
     try:
         algorithm.restore_from_path(str((checkpoint / "rllib").absolute()))
         saved = torch.load(checkpoint / _RANDOM, weights_only=True)
         _set_random_state(saved)
+        for file in sorted((checkpoint / _POLICY).glob("*")):
+            with written_aside(policy_dir / file.name) as aside:
+                shutil.copyfile(file, aside)
     except Exception as error:  # RLlib raises whatever its pickles raise
         raise UserError(f"resume={checkpoint}: damaged ({type(error).__name__}); delete it") from error
 

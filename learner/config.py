@@ -19,6 +19,7 @@ from actors.observations import ObservationConfig
 from actors.prompts import Columns, Prompt, load_prompts
 from learner.budget import check_target
 from learner.curriculum import CurriculumConfig
+from learner.guard_config import GuardsConfig, ProgressConfig, WatchConfig
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.pool_config import ServiceConfig
 
@@ -126,13 +127,15 @@ class RegistryConfig:
     """Where the trained policy is registered.
 
     enabled: False trains without MLflow; tracking_uri: None is a sqlite file in `runs_dir`;
-    experiment: MLflow's experiment; alias: set on the new version.
+    experiment: MLflow's experiment; alias: set on the new version; patience_s: how long registering is
+    tried where MLflow does not answer.
     """
 
     enabled: bool = True
     tracking_uri: str | None = None
     experiment: str = "addiffusion"
     alias: str = "candidate"
+    patience_s: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,9 @@ class RunConfig:
     rewards: ServiceConfig = field(default_factory=ServiceConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    progress: ProgressConfig = field(default_factory=ProgressConfig)
     runs_dir: str = "runs"
 
     @property
@@ -228,6 +234,7 @@ class RunConfig:
                 f"resources.slots={resources.slots}: give 1 with backbone.cache={self.backbone.cache}, which "
                 "serves one episode at a time"
             )
+        _within("registry.patience_s", self.registry.patience_s, 0.0, 86400.0)
         if not self.registry.alias:
             raise UserError("registry.alias='': give a name such as candidate")
 

@@ -6,7 +6,6 @@ Always true here: a row's means are over all episodes of the iteration, whicheve
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from actors.env_runner import METRICS
-from actors.files import written_aside
+from learner.json_lines import JsonLines
 
 _LEARNER = {
     "policy_loss": "policy_loss",
@@ -64,6 +63,7 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
         "waiting_share": sums["waiting_s"] / sums["seconds"],
         "remembered_share": sums.get("remembered", 0.0) / max(sums.get("calls", 0.0), 1.0),
         "previews": int(sums["previews"]),
+        "unwritten_trajectories": int(sums.get("unwritten", 0)),
         "policy_lag": float(learner["weights_seq_no"]) - 1.0 - sums["weights_seq_no"] / episodes,
         "episodes_per_s": episodes / seconds,
     }
@@ -76,32 +76,9 @@ def _part(sums: Mapping[str, float], prefix: str, count: float) -> dict[str, flo
     }
 
 
-class ProgressFile:
+def progress_file(path: Path, next_iteration: int) -> JsonLines:
     """progress.jsonl of a run; opening it for iteration n drops the rows of n and later."""
-
-    def __init__(self, path: Path, next_iteration: int) -> None:
-        self._path = path
-        rows = [row for row in read_rows(path) if row["iteration"] < next_iteration]
-        with written_aside(path) as aside:
-            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row and flush it, so that a dashboard may follow the file."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a progress file (none if there is no file)."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line under way when a process was killed
-            break
-    return rows
+    return JsonLines(path, lambda row: row["iteration"] < next_iteration)
 
 
 class LiveLine:
@@ -120,8 +97,11 @@ class LiveLine:
         self._live.__exit__(kind, error, trace)
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """Show a row of `train`."""
-        self._live.update(Text(format_row(row)))
+        """Show a row of `train`; an event stays above the line."""
+        if row.get("phase") == "event":
+            self._live.console.print(Text(format_row(row), style="yellow"))
+        else:
+            self._live.update(Text(format_row(row)))
 
 
 def format_row(row: Mapping[str, Any]) -> str:
@@ -129,6 +109,8 @@ def format_row(row: Mapping[str, Any]) -> str:
     phase = row.get("phase")
     if phase == "references":
         return f"references {row['done']}/{row['total']}"
+    if phase == "event":
+        return f"iteration {row['iteration']}: {row['sentence']}"
     if phase != "training":
         return str(phase)
     if not row["episodes"]:

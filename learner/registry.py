@@ -28,21 +28,6 @@ from actors.policy import WEIGHTS_FILE, PolicyNetwork, load_policy
 _MODEL = "policy"
 _MODEL_CODE = Path(__file__).with_name("registered_model.py")
 """Stored as code: a model that is a pickle could run anything when it is loaded."""
-#: Which of an iteration's numbers are logged: RLlib knows hundreds, nobody reads them.
-METRICS = (
-    "iteration",
-    "return",
-    "quality",
-    "quality_over_reference",
-    "nfe",
-    "nfe_std",
-    "cost",
-    "entropy",
-    "explained_variance",
-    "denoiser_utilisation",
-    "episodes_per_s",
-    "c_nfe",
-)
 
 
 def tracking_uri(runs_dir: Path) -> str:
@@ -76,14 +61,16 @@ def register(
     *,
     name: str,
     uri: str,
-    experiment: str,
-    run_name: str,
+    run_id: str,
     metrics: Mapping[str, float],
-    params: Mapping[str, Any],
+    step: int,
     tags: Mapping[str, str],
     alias: str | None,
 ) -> str:
-    """Log a policy folder as a new version of `name`; gives the version. The alias moves to it."""
+    """Log a policy folder to an MLflow run as a new version of `name`; gives the version. The alias moves.
+
+    step: the iteration of the policy and its metrics.
+    """
     network, _ = load_policy(policy_dir)
     width, actions = network.policy_dim + network.num_actions, network.num_actions
     example_BD = np.concatenate([np.zeros((1, width - actions)), np.ones((1, actions))], axis=1)
@@ -95,11 +82,9 @@ def register(
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri)
     mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(
-        experiment_id=_experiment(client, uri, experiment), run_name=run_name, tags=dict(tags)
-    ):
-        mlflow.log_params(dict(params))
-        mlflow.log_metrics(dict(metrics))
+    with mlflow.start_run(run_id=run_id):
+        mlflow.set_tags(dict(tags))
+        mlflow.log_metrics(dict(metrics), step=step)
         info = mlflow.pyfunc.log_model(
             name=_MODEL,
             python_model=str(_MODEL_CODE),
@@ -158,7 +143,8 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
     return artifact
 
 
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment of that name, made where it is not there."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)

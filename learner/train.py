@@ -22,13 +22,17 @@ from actors.errors import UserError
 from actors.files import written_aside
 from learner import checkpoints, session
 from learner.config import RunConfig
-from learner.guards import StopRequest
+from learner.guards import StopRequest, TrainingFailure
+from learner.held_out import split_prompts
 from learner.run import Progress, Run
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run left behind. `ended`: "finished", "time limit", "interrupted" or "collapsed"."""
+    """What a run left behind.
+
+    `ended`: "finished", "time limit", "interrupted", "collapsed" or "reward hacking".
+    """
 
     run_dir: Path
     policy_dir: Path
@@ -48,7 +52,8 @@ def train(
     """Train a policy; `resume` is the folder of an earlier run to go on with, under its own config.
 
     `progress` gets a dict at every step of the way, "phase" says which: starting, references (done,
-    total), training (a row of progress.jsonl), registering. `world` opens backbone and rewards.
+    total), training (a row of progress.jsonl), event (an `Event`), registering. `world` opens
+    backbone and rewards.
     Raises UserError for what the user can mend, TrainingFailure when training cannot go on.
     """
     started = time.monotonic()
@@ -60,27 +65,32 @@ def train(
         raise UserError(f"name={config.name}: {run_dir} holds a run already; resume it or give another name")
     requests = training_requests(config)
     _prepare(run_dir, config)
+    checkpoints.clear_unfinished(run_dir)
     report = progress or (lambda row: None)
     report({"phase": "starting"})
     torch.set_num_threads(config.resources.torch_threads)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
         stack.enter_context(session.ray_session(config))
+        stop = stack.enter_context(StopRequest())  # after Ray, which takes SIGTERM for itself
         run = Run(config, run_dir, requests, stack.enter_context(world(config)), report)
         stack.callback(run.close)
-        if checkpoint is not None and state is not None:
-            run.resume(checkpoint, state)
-        else:
-            run.calibrate()
-        ended = run.iterate(stop)
+        try:
+            if checkpoint is not None and state is not None:
+                run.resume(checkpoint, state)
+            else:
+                run.calibrate()
+            ended = run.iterate(stop)
+        except TrainingFailure as failure:
+            run.events.record(failure.kind, str(failure), stops=True)
+            raise
         version = run.register(ended, time.monotonic() - started)
     return TrainResult(run_dir, run.policy_dir, version, run.iteration, time.monotonic() - started, ended)
 
 
 def training_requests(config: RunConfig) -> tuple[EpisodeRequest, ...]:
-    """The fixed set that is trained on: every prompt with every seed."""
+    """The fixed set that is trained on: every prompt that is not held out, with every seed."""
     options = config.prompts
-    prompts = options.load()
+    prompts, _ = split_prompts(config)
     generator = np.random.default_rng([options.seed, 1])
     seeds = generator.integers(0, 2**31, size=(len(prompts), options.seeds))
     return tuple(

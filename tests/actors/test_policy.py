@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import cast
 
@@ -132,18 +133,17 @@ def test_a_saved_policy_decides_the_same(network: PolicyNetwork, tmp_path: Path)
     ]
 
 
-def test_an_interrupted_save_leaves_the_old_policy(
-    network: PolicyNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_save_that_the_disk_does_not_take_leaves_the_old_policy(
+    network: PolicyNetwork, tmp_path: Path
 ) -> None:
     save_policy(tmp_path, network, {"iteration": 1})
-
-    def out_of_space(weights: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half of it")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("actors.policy.save_file", out_of_space)
-    with pytest.raises(OSError, match="No space"):
-        save_policy(tmp_path, network, {"iteration": 2})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_policy(tmp_path, network, {"iteration": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert load_policy(tmp_path)[1] == {"iteration": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
 

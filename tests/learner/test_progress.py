@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from learner.progress import ProgressFile, clock, format_row, iteration_row, read_rows
+from learner.json_lines import read_rows
+from learner.progress import clock, format_row, iteration_row, progress_file
 
 RESULTS: dict[str, Any] = {
     "env_runners": {
@@ -89,11 +90,11 @@ def test_clock(seconds: float, shown: str) -> None:
 
 def test_the_file_holds_each_iteration_once_after_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
-    file = ProgressFile(path, next_iteration=1)
+    file = progress_file(path, next_iteration=1)
     for iteration in (1, 2, 3):
         file.append({"iteration": iteration, "run": "first"})
     with path.open("a") as unfinished:
         unfinished.write('{"iteration": 4, "ru')
-    ProgressFile(path, next_iteration=3).append({"iteration": 3, "run": "second"})
+    progress_file(path, next_iteration=3).append({"iteration": 3, "run": "second"})
     rows = read_rows(path)
     assert [(row["iteration"], row["run"]) for row in rows] == [(1, "first"), (2, "first"), (3, "second")]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 
 from actors.errors import UserError
 from actors.policy import PolicyNetwork, save_policy
@@ -48,6 +49,8 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list
     runs = tmp_path_factory.mktemp("runs")
     uri, name = registry.tracking_uri(runs), registry.model_name("some/hub:model")
     versions = []
+    client = MlflowClient(tracking_uri=uri)
+    experiment = registry.experiment_id(client, uri, "addiffusion")
     for seed in (1, 2):
         a_policy(runs / f"policy-{seed}", seed)
         versions.append(
@@ -55,10 +58,9 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list
                 runs / f"policy-{seed}",
                 name=name,
                 uri=uri,
-                experiment="addiffusion",
-                run_name=f"run-{seed}",
+                run_id=client.create_run(experiment).info.run_id,
                 metrics={"quality": 0.5 + seed},
-                params={"ppo.lr": 3e-4},
+                step=seed,
                 tags={"backbone": "toy"},
                 alias="candidate",
             )

@@ -25,8 +25,8 @@ from learner.calibration import calibrate, local_references
 from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
 from learner.curriculum import CurriculumConfig, Phase
 from learner.guards import TrainingFailure
+from learner.json_lines import read_rows
 from learner.ppo import learning_rate
-from learner.progress import read_rows
 from learner.run import Run
 from learner.train import train, training_requests
 from tests.learner.toy import Saboteur, ToyBackbone, make_client, toy_config, toy_world
@@ -47,7 +47,16 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    timed = {"seconds", "time_left_s", "episodes_per_s", "denoiser_utilisation", "waiting_share"}
+    timed = {
+        "time",
+        "seconds",
+        "time_left_s",
+        "held_out/seconds",
+        "held_out/share",
+        "episodes_per_s",
+        "denoiser_utilisation",
+        "waiting_share",
+    }
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 

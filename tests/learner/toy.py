@@ -26,6 +26,7 @@ from learner.config import (
     ResourcesConfig,
     RunConfig,
 )
+from learner.guard_config import WatchConfig
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.contracts import Pending, Scores
 from rewards_service.local import LocalClient
@@ -144,5 +145,6 @@ def toy_config(runs_dir: Path, **changes: object) -> RunConfig:
         "resources": ResourcesConfig(num_env_runners=0, slots=8, groups=2),
         "checkpoints": CheckpointConfig(every=1, keep=2),
         "registry": RegistryConfig(enabled=False),
+        "watch": WatchConfig(every=0),
     }
     return RunConfig(**(options | changes))  # type: ignore[arg-type]

@@ -60,6 +60,8 @@ def test_every_section_and_option_of_the_defaults_is_written_down() -> None:
         "resources/laptop": tree.run.resources,
         "rewards/one_process": tree.run.rewards,
         "reward/balanced": tree.run.reward,
+        "guards/standard": tree.run.guards,
+        "watch/standard": tree.run.watch,
         "observation/latent": tree.run.observation,
         "evaluation/standard": tree.evaluation,
     }

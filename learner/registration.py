@@ -1,0 +1,92 @@
+"""Registers the policy of a run, from nothing but the run's folder.
+
+Always true here: what a run's own end registers and what is registered days later are the same, the policy in
+`policy/` with the metrics of its iteration; a collapsed policy gets no alias; a registry that does not answer
+costs a run nothing but the version.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from actors.errors import UserError
+from actors.files import written_aside
+from actors.policy import load_policy
+from learner import curves, registry
+from learner.events import EventLog
+from learner.json_lines import read_rows
+from learner.mlflow_run import MlflowRun, read_config
+from learner.tracking import first_line
+
+RESULT = "result.json"
+COMMAND = "addiffusion registry register"
+_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. seconds: of its last part; model_version: None if it is not registered (yet)."""
+
+    ended: str
+    iterations: int
+    seconds: float
+    model_version: str | None = None
+
+    def write(self, run_dir: Path) -> None:
+        """Write result.json."""
+        with written_aside(run_dir / RESULT) as aside:
+            aside.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+
+def read_result(run_dir: Path) -> Result:
+    """result.json of a run. UserError if it has not ended."""
+    try:
+        return Result(**json.loads((run_dir / RESULT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"run {run_dir}: has not ended; addiffusion train --resume {run_dir.name}") from error
+
+
+def register_run(run_dir: Path) -> str:
+    """Send what MLflow lacks of a run's curves, then register its policy; gives the version.
+
+    Raises UserError for a run that has not ended, else whatever MLflow raises.
+    """
+    result, config = read_result(run_dir), read_config(run_dir)
+    _, metadata = load_policy(run_dir / "policy")
+    rows = read_rows(run_dir / "progress.jsonl")
+    tracked = MlflowRun(run_dir)
+    tracked.send(rows)
+    at: int = metadata["iteration"]
+    metrics = next((curves.points(row) for row in rows if row["iteration"] == at), {})
+    version = registry.register(
+        run_dir / "policy",
+        name=registry.model_name(config["backbone"]["name"]),
+        uri=tracked.uri,
+        run_id=tracked.open(),
+        metrics={**metrics, "iteration": at, "seconds_total": result.seconds},
+        step=at,
+        tags={"backbone": metadata["backbone"], "run_dir": str(run_dir), "ended": result.ended},
+        alias=None if result.ended == "collapsed" else config["registry"]["alias"],
+    )
+    Result(result.ended, result.iterations, result.seconds, version).write(run_dir)
+    return version
+
+
+def register_patiently(run_dir: Path, patience_s: float, events: EventLog) -> str | None:
+    """`register_run`, tried for so long; None, and an event that says how to do it later, if it fails."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return register_run(run_dir)
+        except Exception as error:  # whatever a server, a proxy, a database or a disk may raise
+            if time.monotonic() + _PAUSE_S >= deadline:
+                events.record(
+                    "registry",
+                    f"the policy is trained but not registered ({first_line(error)}); it is in "
+                    f"{run_dir / 'policy'}; register it with: {COMMAND} {run_dir.name}",
+                )
+                return None
+        time.sleep(_PAUSE_S)

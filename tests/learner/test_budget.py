@@ -12,7 +12,7 @@ import pytest
 from actors.engine import EngineConfig
 from actors.errors import UserError
 from learner.budget import Budget, check_target
-from learner.progress import read_rows
+from learner.json_lines import read_rows
 from learner.train import train
 from rewards_service.arithmetic import RewardConfig
 from tests.learner.smooth import TAUS, best_nfe, smooth_config, smooth_world

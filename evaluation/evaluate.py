@@ -124,7 +124,7 @@ def evaluation_requests(config: EvaluationConfig) -> list[EpisodeRequest]:
     if len(chosen) < 2:
         raise UserError(f"evaluation.prompts={config.prompts}: give at least two different prompts")
     return [
-        EpisodeRequest(text, _noise_seed(config.seed, text, number), tier)
+        EpisodeRequest(text, noise_seed(config.seed, text, number), tier)
         for text, tier in chosen.items()
         for number in range(config.seeds)
     ]
@@ -171,7 +171,7 @@ def _record_strips(
     )
 
 
-def _noise_seed(seed: int, prompt: str, number: int) -> int:
+def noise_seed(seed: int, prompt: str, number: int) -> int:
     """31 bits from the evaluation's seed, the prompt and the image's number."""
     digest = hashlib.sha256(f"{seed}\n{number}\n{prompt}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

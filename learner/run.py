@@ -21,6 +21,7 @@ from actors.contracts import EpisodeRequest
 from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
+from actors.policy_folder import pack_region_head
 from actors.references import Reference, ReferenceKind, reference_config
 from learner import calibration, checkpoints, references, registry, session
 from learner.config import RunConfig
@@ -265,7 +266,9 @@ class Run:
         return network
 
     def _save_policy(self) -> None:
-        save_policy(self.policy_dir, self._policy(), self.metadata())
+        metadata = self.metadata()
+        metadata["engine"] = pack_region_head(self.policy_dir, metadata["engine"])
+        save_policy(self.policy_dir, self._policy(), metadata)
 
     def metadata(self) -> dict[str, Any]:
         """What must be known to act with the policy: its world, its observation, its actions."""
@@ -309,7 +312,7 @@ class Run:
             run_name=self.config.name,
             metrics={name: numbers[name] for name in registry.METRICS if name in numbers}
             | {"seconds_total": seconds},
-            params=registry.filtered(self.config.as_dict()),
+            config=self.config.as_dict(),
             tags={"backbone": self.described.identity, "run_dir": str(self.run_dir), "ended": ended},
             alias=None if ended == "collapsed" else settings.alias,
         )

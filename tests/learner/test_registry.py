@@ -58,7 +58,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list
                 experiment="addiffusion",
                 run_name=f"run-{seed}",
                 metrics={"quality": 0.5 + seed},
-                params={"ppo.lr": 3e-4},
+                config={"ppo": {"lr": 3e-4}},
                 tags={"backbone": "toy"},
                 alias="candidate",
             )

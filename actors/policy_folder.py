@@ -1,8 +1,8 @@
 """A policy's folder as training left it: the network, and the engine and observation it was trained with.
 
 Always true here: plain data that travels between processes, the weights are read when a policy is opened; a
-policy is never opened on a backbone that it does not fit; a folder needs no file beyond itself, wherever it is
-copied to.
+policy is never opened on a backbone that it does not fit; a folder needs no file beyond itself, wherever it
+is copied to.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ def read_trained_policy(folder: str | Path) -> TrainedPolicy:
     try:
         return TrainedPolicy(
             folder=str(folder),
-            engine=_with_own_head(
-                EngineConfig(**_options(EngineConfig, metadata["engine"])), Path(folder)
-            ),
+            engine=_with_own_head(EngineConfig(**_options(EngineConfig, metadata["engine"])), Path(folder)),
             observation=ObservationConfig(**_options(ObservationConfig, metadata["observation"])),
             sizes=ObservationSizes(**_options(ObservationSizes, metadata["sizes"])),
             backbone=_backbone(metadata),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,35 +43,32 @@ def load_prompts(
     limit: int | None = None,
     seed: int = 0,
     options: PromptOptions = TRAINING_OPTIONS,
-    *,
-    uneven: bool = False,
 ) -> list[Prompt]:
     """Prompts of `shapes` (one split of the embedded world) or of a .txt or .jsonl file.
 
     A file's order is kept, and `split` and `seed` do not apply to it. Captions of `shapes` take turns
-    through the tiers; without a limit there are as many of each tier as the smallest tier has. With `uneven` a
-    tier that has fewer than its share of the limit gives all it has, instead of an error. A JSON line is an object with `prompt` and, if known, `tier`. Raises UserError, in the words of `options`.
+    through the tiers; without a limit there are as many of each tier as the smallest tier has. A JSON
+    line is an object with `prompt` and, if known, `tier`. Raises UserError, in the words of `options`.
     """
     if limit is not None and limit < 1:
         raise UserError(f"{options.limit} is {limit}; accepted: a whole number from 1")
     if path_or_source == "shapes":
-        return _from_shapes(split, limit, seed, options, uneven)
+        return _from_shapes(split, limit, seed, options)
     return _from_file(Path(path_or_source), options.source)[:limit]
 
 
-def _from_shapes(
-    split: str, limit: int | None, seed: int, options: PromptOptions, uneven: bool
-) -> list[Prompt]:
+def _from_shapes(split: str, limit: int | None, seed: int, options: PromptOptions) -> list[Prompt]:
     if split not in SPLITS:
         raise UserError(f"{options.split} is {split!r}; accepted: {', '.join(SPLITS)}")
     per_tier = scene_count(TIERS[0], split) if limit is None else -(-limit // len(TIERS))
     try:
-        captions = distinct_captions(seed, per_tier, split, exhaust=uneven)
+        captions = distinct_captions(seed, per_tier, split)
     except ValueError as error:
         raise UserError(f"{options.limit} is {limit}; accepted: fewer, as {error}") from error
-    tiers = [[Prompt(caption, str(tier)) for caption, own in captions if own == tier] for tier in TIERS]
-    turns = (prompt for turn in zip_longest(*tiers) for prompt in turn if prompt is not None)
-    return list(turns)[:limit]
+    prompts = [Prompt(caption, str(tier)) for caption, tier in captions]
+    return [prompts[start] for turn in range(per_tier) for start in range(turn, len(prompts), per_tier)][
+        :limit
+    ]
 
 
 def _from_file(path: Path, name: str) -> list[Prompt]:

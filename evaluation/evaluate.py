@@ -20,7 +20,7 @@ from actors.backbones.config import BackboneConfig
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
 from actors.files import written_aside
-from actors.prompts import EVALUATION_OPTIONS, load_prompts
+from actors.prompts import EVALUATION_OPTIONS, PromptOptions, load_prompts
 from evaluation.baselines import parse_baseline
 from evaluation.bench import Bench, bench_recipe
 from evaluation.cache import BaselineCache
@@ -107,7 +107,9 @@ def evaluate(
     return summary
 
 
-def evaluation_requests(config: EvaluationConfig) -> list[EpisodeRequest]:
+def evaluation_requests(
+    config: EvaluationConfig, options: PromptOptions = EVALUATION_OPTIONS
+) -> list[EpisodeRequest]:
     """Distinct prompts, at most `prompts_per_tier` a tier, each with its seeds in a row.
 
     A seed belongs to one prompt only. Were seeds shared between prompts, so would be the initial noise, and
@@ -116,13 +118,13 @@ def evaluation_requests(config: EvaluationConfig) -> list[EpisodeRequest]:
     limit = TIERS_OF_SHAPES * config.prompts_per_tier if config.prompts == "shapes" else None
     taken: Counter[str | None] = Counter()
     chosen: dict[str, str | None] = {}
-    prompts = load_prompts(config.prompts, config.split, limit, config.seed, EVALUATION_OPTIONS)
+    prompts = load_prompts(config.prompts, config.split, limit, config.seed, options)
     for prompt in prompts:
         if prompt.text not in chosen and taken[prompt.tier] < config.prompts_per_tier:
             chosen[prompt.text] = prompt.tier
             taken[prompt.tier] += 1
     if len(chosen) < 2:
-        raise UserError(f"evaluation.prompts={config.prompts}: give at least two different prompts")
+        raise UserError(f"{options.source}={config.prompts}: give at least two different prompts")
     return [
         EpisodeRequest(text, noise_seed(config.seed, text, number), tier)
         for text, tier in chosen.items()

@@ -2,7 +2,7 @@
 
 Always true here: it is measured on prompts that neither training nor the evaluation uses, by a reward model's
 score of the finished image less a fixed price a unit of cost. No trial's weights can scale it, and the exact
-verifier has no say. Two policies are compared on the same prompts and seeds, by paired bootstrap over prompts.
+verifier has no say. Two policies are compared on the same prompts and seeds, paired by prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.policy_folder import TrainedPolicy
 from evaluation.baselines import parse_baseline
-from evaluation.bench import Bench, held_out_recipe
+from evaluation.bench import Bench
 from evaluation.cache import BaselineCache
 from evaluation.config import EvaluationConfig
 from evaluation.evaluate import CACHE_FOLDER, baseline_methods
@@ -73,8 +73,8 @@ def held_out_config(
     """
     if prompts is None and policy.backbone.name != "shapes":
         raise UserError(
-            f"--prompts: give a file for backbone {policy.backbone.name!r}, with prompts that neither training"
-            " nor evaluation uses"
+            f"--prompts: give a file for backbone {policy.backbone.name!r}, with prompts that neither"
+            " training nor evaluation uses"
         )
     source = prompts or "shapes"
     return EvaluationConfig(
@@ -98,7 +98,9 @@ def requests_key(requests: Sequence[EpisodeRequest]) -> str:
 def gate_baselines(engine: EngineConfig, cost: float) -> tuple[str, ...]:
     """The fixed schedules, and best-of-N, up to _REACH times a cost in NFE; at least the two cheapest."""
     family = _FIXED[engine.solver]
-    names = [f"{family}-{steps}" for steps in _STEPS] + [f"best-of-{tries}@{steps}" for tries, steps in _TRIES]
+    names = [f"{family}-{steps}" for steps in _STEPS] + [
+        f"best-of-{tries}@{steps}" for tries, steps in _TRIES
+    ]
     by_cost = sorted(names, key=lambda name: (_nominal(name), name))
     return tuple(name for name in by_cost if _nominal(name) <= _REACH * cost) or tuple(by_cost[:2])
 
@@ -147,7 +149,7 @@ def utilities(table: MethodTable) -> NDArray[np.float64]:
 def against_champion(
     candidate: MethodTable, champion: MethodTable, resampling: Resampling, margin: float
 ) -> Verdict:
-    """A successor's gate: its utility is not lower, and by the 95% interval not lower by more than `margin`."""
+    """A successor's gate: its utility is not lower, and by the interval not lower by more than `margin`."""
     difference = resampling.mean(utilities(candidate) - utilities(champion))
     few = _too_few(resampling)
     if few is not None:
@@ -165,7 +167,7 @@ def against_champion(
 def against_schedules(
     candidate: MethodTable, baselines: Mapping[str, MethodTable], resampling: Resampling
 ) -> Verdict:
-    """The first champion's gate: better than every fixed schedule of its cost, as H2 asks, on held-out scores."""
+    """The first champion's gate: better than every fixed schedule of its cost, as H2, by held-out scores."""
     result = equal_cost(candidate, baselines, resampling)
     low, high = result["ci95"]
     difference = Estimate(result["estimate"], low, high, result["p"])
@@ -202,4 +204,3 @@ def _rows(
         rows += made
         progress(method.name, len(rows), len(requests))
     return sorted(rows, key=lambda row: place[row.prompt, row.seed])
-

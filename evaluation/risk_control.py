@@ -1,12 +1,12 @@
 """Risk control: which of several thresholds keep a mean loss below a limit, with stated confidence.
 
-Always true here: pure mathematics on losses in [0, 1], one a prompt, which are independent draws of the prompts
-that the promise is for. The thresholds and their order are fixed before a loss is seen. What is certified holds
-for all certified thresholds at once, so choosing among them by cost breaks nothing.
+Always true here: pure mathematics on losses in [0, 1], one a prompt, which are independent draws of the
+prompts that the promise is for. The thresholds and their order are fixed before a loss is seen. What is
+certified holds for all certified thresholds at once, so choosing among them by cost breaks nothing.
 
 Learn then Test (Angelopoulos, Bates, Candes, Jordan and Lei, 2021, arXiv 2110.01052): each threshold is a
 hypothesis "its risk is above delta"; p-values by Hoeffding and Bentkus, which know nothing of the losses but
-that they are bounded; fixed-sequence testing from the safest threshold on, up to the first that is not rejected.
+that they are bounded; fixed-sequence testing from the safest threshold on, up to the first not rejected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Tested:
 def hoeffding_bentkus(risk: float, prompts: int, delta: float) -> float:
     """p-value of "the mean loss is above delta", given the mean `risk` of so many losses in [0, 1].
 
-    min(exp(-n h(min(risk, delta), delta)), e P(Binomial(n, delta) <= ceil(n risk))), with h the relative entropy
+    min(exp(-n h(min(risk, delta), delta)), e P(Binomial(n, delta) <= ceil(n risk))), h the relative entropy
     of two coins (Hoeffding, 1963; Bentkus, 2004; as in Bates et al., 2021, arXiv 2101.02703).
     """
     assert prompts >= 1, prompts
@@ -78,8 +78,8 @@ def certify(
 ) -> list[Tested]:
     """Test thresholds in the order given, the safest first; none is certified after the first that fails.
 
-    losses_PT: [P, T], one row a prompt, each loss in [0, 1]. The chance that any certified threshold has a risk
-    above delta is at most 1 - confidence.
+    losses_PT: [P, T], one row a prompt, each loss in [0, 1]. The chance that any certified threshold has a
+    risk above delta is at most 1 - confidence.
     """
     losses = np.asarray(losses_PT, dtype=np.float64)
     assert losses.ndim == 2, losses.shape
@@ -99,7 +99,7 @@ def certify(
 def prompts_needed(risk: float, delta: float, confidence: float) -> int | None:
     """How many prompts certify a threshold whose measured mean loss stays `risk`; None if no number does.
 
-    By Hoeffding's part of the p-value, ln(1 / (1 - confidence)) / h(risk, delta); Bentkus's may do with fewer.
+    By Hoeffding's part of the p-value: ln(1 / (1 - confidence)) / h(risk, delta). Bentkus's may need fewer.
     """
     if risk >= delta:
         return None

@@ -18,9 +18,12 @@ from actors.contracts import EpisodeRequest, EpisodeResult
 from actors.engine import Engine, Episode
 from actors.errors import UserError
 from actors.policy import STOP, PolicyDecider, stops_early
+from actors.prompts import PromptOptions, load_prompts
 from actors.rollout import rollout
 from evaluation.bench import Bench
+from evaluation.evaluate import noise_seed
 from evaluation.methods import OpenMethod, PolicyMethod
+from shapes.captions import TIERS, distinct_captions
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +66,7 @@ class StoppingTable:
 
 
 class _Recorder:
-    """Never stops early, and stops a fork wherever the probability of `stop` first rises above a threshold."""
+    """Never stops early, and stops a fork wherever `stop` first gets more probable than a threshold."""
 
     def __init__(self, opened: OpenMethod, thresholds: Sequence[float]) -> None:
         assert isinstance(opened.decider, PolicyDecider)
@@ -93,6 +96,24 @@ class _Recorder:
         return self._decider(episodes, observations_BD, mask_BA)
 
 
+def calibration_requests(prompts: str | None, *, limit: int, seeds: int, seed: int) -> list[EpisodeRequest]:
+    """At most `limit` distinct prompts of a file, or of the embedded world's validation split (None).
+
+    The split's tiers take equal parts, and one that has fewer captions gives all it has. Raises UserError.
+    """
+    if prompts is None:
+        captions = distinct_captions(seed, -(-limit // len(TIERS)), "validation", exhaust=True)
+        chosen: dict[str, str | None] = {caption: str(tier) for caption, tier in captions}
+    else:
+        options = PromptOptions("--prompts", "--prompts", "--limit")
+        chosen = {prompt.text: prompt.tier for prompt in load_prompts(prompts, options=options)}
+    return [
+        EpisodeRequest(text, noise_seed(seed, text, number), tier)
+        for text, tier in list(chosen.items())[:limit]
+        for number in range(seeds)
+    ]
+
+
 def measure_stopping(
     bench: Bench,
     policy: PolicyMethod,
@@ -108,16 +129,16 @@ def measure_stopping(
     Raises UserError for a policy that has no `stop`.
     """
     if STOP not in policy.engine.actions:
-        raise UserError(f"policy={policy.trained.folder}: has no stop among its actions; nothing to calibrate")
+        raise UserError(
+            f"policy={policy.trained.folder}: has no stop among its actions; there is nothing to calibrate"
+        )
     opened = policy.open(bench)
     columns: list[list[tuple[float, float, float]]] = []
     size = CHUNK_SLOTS * slots
     for start in range(0, len(requests), size):
         chunk = requests[start : start + size]
         recorder = _Recorder(opened, thresholds)
-        ends = rollout(
-            opened.engine, recorder, opened.observer, chunk, slots=slots, scorer=opened.scorer
-        )
+        ends = rollout(opened.engine, recorder, opened.observer, chunk, slots=slots, scorer=opened.scorer)
         columns += _judged(bench, ends, recorder, thresholds, slots)
         progress(len(columns), len(requests))
     table_PSK3 = np.array(columns, dtype=np.float64).reshape(-1, seeds, 1 + len(thresholds), 3)
@@ -144,11 +165,11 @@ def _judged(
     """For each request [1 + T] rows of quality, NFE and cost; every image is decoded and judged once."""
     results = [result for end in ends for result in (end, *_forks(recorder, end))]
     qualities = iter(_qualities(bench, results, slots))
-    rows = []
+    rows: list[list[tuple[float, float, float]]] = []
     for end in ends:
-        never = (next(qualities), end.nfe, end.cost)
+        never = (next(qualities), float(end.nfe), end.cost)
         stopped = recorder.stopped.get(end.request, [])
-        made = [(next(qualities), result.nfe, result.cost) for _, result in stopped]
+        made = [(next(qualities), float(result.nfe), result.cost) for _, result in stopped]
         at = [next((k for k, (p, _) in enumerate(stopped) if p > tau), None) for tau in thresholds]
         rows.append([never, *(never if k is None else made[k] for k in at)])
     return rows

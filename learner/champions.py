@@ -1,8 +1,8 @@
 """Versions of a registered model, and which of them is the champion.
 
-Always true here: the alias `champion` is what counts, and moves in one step of the registry. What was champion
-before is kept as a list with the model, newest last, written after the alias has moved; a process that dies in
-between loses an entry of that list, never the way back. No Ray.
+Always true here: the alias `champion` is what counts, and moves in one step of the registry. What was
+champion before is kept as a list with the model, newest last, written after the alias has moved; a process
+that dies in between loses an entry of that list, never the way back. No Ray.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Change:
 
 
 class Champions:
-    """One registry, by its tracking address. Raises UserError for one that is not there or does not answer."""
+    """One registry, by its tracking address. UserError for one that is not there or does not answer."""
 
     def __init__(self, uri: str) -> None:
         check_there(uri, f"--tracking-uri={uri}")
@@ -200,7 +200,9 @@ class Champions:
         for version in versions:
             if wanted(version):
                 return version
-        known = [label for one in versions for label in (one.version, *(f"@{alias}" for alias in one.aliases))]
+        known = [
+            label for one in versions for label in (one.version, *(f"@{alias}" for alias in one.aliases))
+        ]
         raise UserError(f"model '{reference}': not in the registry; there is {', '.join(known) or 'none'}")
 
     @contextmanager

@@ -33,6 +33,7 @@ from actors.errors import UserError
 from actors.policy import WEIGHTS_FILE, PolicyNetwork, load_policy
 
 CANDIDATE = "candidate"
+EXPERIMENT = "addiffusion"
 WEIGHTS_TAG = "policy_sha256"
 """Which weights and metadata a version holds: by it a run's folder finds its version."""
 LIBRARIES = ("torch", "diffusers", "transformers", "ray", "mlflow", "safetensors", "numpy")
@@ -161,7 +162,7 @@ def library_versions() -> dict[str, str]:
 
 
 def code_version() -> str:
-    """This project's version, and where it runs from its own repository the commit, with -dirty if changed."""
+    """This project's version, and where it runs from its own repository the commit (-dirty if changed)."""
     try:
         version = importlib.metadata.version("addiffusion")
     except importlib.metadata.PackageNotFoundError:
@@ -221,9 +222,14 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
 
 def check_there(uri: str | None, option: str) -> None:
     """UserError for an sqlite file that is not there: looking does not make a registry."""
-    if uri is not None and uri.startswith("sqlite:///"):
-        if not Path(uri.removeprefix("sqlite:///")).is_file():
-            raise UserError(f"{option}: there is no registry at {uri}; `addiffusion train` makes one")
+    if uri is not None and uri.startswith("sqlite:///") and sqlite_file(uri) is None:
+        raise UserError(f"{option}: there is no registry at {uri}; `addiffusion train` makes one")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an sqlite address, if it is there."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    return file if uri.startswith("sqlite:///") and file.is_file() else None
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

@@ -41,8 +41,8 @@ image = sampler(pipeline, "a prompt", seeds=0).images[0]
 {notes}"""
 _LOOKS = """It looks at previews: give `AdaptiveSampler` the `scorer` of its training ({outputs}).
 """
-_CALIBRATED = """It stops early where `stop` is more probable than {threshold:g}. Calibrated on {prompts} prompts:
-on prompts like those that costs at most {delta:g} of quality in the mean, with {confidence:.0%} confidence.
+_CALIBRATED = """It stops early where `stop` is more probable than {threshold:g}. Calibrated on {prompts}
+prompts: on prompts like those that costs at most {delta:g} of quality in the mean, with {confidence:.0%} confidence.
 """
 
 

@@ -42,7 +42,8 @@ image = sampler(pipeline, "a prompt", seeds=0).images[0]
 _LOOKS = """It looks at previews: give `AdaptiveSampler` the `scorer` of its training ({outputs}).
 """
 _CALIBRATED = """It stops early where `stop` is more probable than {threshold:g}. Calibrated on {prompts}
-prompts: on prompts like those that costs at most {delta:g} of quality in the mean, with {confidence:.0%} confidence.
+prompts: on others like those that costs at most {delta:g} of quality in the mean, with {confidence:.0%}
+confidence.
 """
 
 

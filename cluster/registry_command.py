@@ -47,20 +47,14 @@ def list_models(runs_dir: RunsDir = RUNS, tracking_uri: TrackingUri = None, as_j
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    headers = ("model", "version", "aliases", "date", "utility", "quality", "NFE", "H2, 95%", "stops at")
-    table = Table(*headers, box=None, padding=(0, 1), pad_edge=False)
-    for row in rows:
-        interval = f"{row['h2_low']:+.3f} to {row['h2_high']:+.3f}" if row["h2_low"] is not None else ""
-        table.add_row(
-            row["model"],
-            row["version"],
-            ", ".join(row["aliases"]),
-            row["date"][:10],
-            *(_number(row[key], digits) for key, digits in (("utility", 3), ("quality", 3), ("nfe", 1))),
-            interval,
-            _number(row["stop_threshold"], 3),
-        )
-    Console().print(table)
+    headers = ("version", "aliases", "date", "utility", "quality", "NFE", "H2, 95%", "stops at")
+    for name in dict.fromkeys(row["model"] for row in rows):
+        table = Table(*headers, box=None, padding=(0, 1), pad_edge=False)
+        for row in rows:
+            if row["model"] == name:
+                table.add_row(*_cells(row))
+        typer.echo(name)
+        Console().print(table)
 
 
 @registry_app.command()
@@ -224,6 +218,18 @@ def _row(champions: Champions, version: Version) -> dict[str, Any]:
         "stop_threshold": tagged("stop_threshold"),
         "backbone": tags.get("backbone"),
     }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    interval = "" if row["h2_low"] is None else f"{row['h2_low']:+.3f} to {row['h2_high']:+.3f}"
+    return [
+        row["version"],
+        ", ".join(row["aliases"]),
+        row["date"][:10],
+        *(_number(row[key], digits) for key, digits in (("utility", 3), ("quality", 3), ("nfe", 1))),
+        interval,
+        _number(row["stop_threshold"], 3),
+    ]
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -143,7 +143,8 @@ def calibrate_stopping(
     typer.echo(
         f"stops early where stop is more probable than {certificate.stop_threshold:g}:"
         f" {certificate.nfe:.2f} NFE instead of {certificate.nfe_never_stopping:.2f};"
-        f" mean loss {certificate.loss:.4f}, at most {limits.delta:g} with {limits.confidence:.0%} confidence ({certificate.prompts} prompts)"
+        f" mean loss {certificate.loss:.4f}, at most {limits.delta:g} with {limits.confidence:.0%} confidence"
+        f" ({certificate.prompts} prompts)"
     )
     if version is None:
         typer.echo(f"stored in {policy_dir}; the registry's version of this run stays as it was")

@@ -179,7 +179,12 @@ def stopping_world(network: PolicyNetwork) -> tuple[Observer, np.ndarray, np.nda
     mask[::4] = torch.tensor([False, True, True, False])  # the end of the schedule: nowhere to go on to
     critic = torch.zeros(len(mask), observer.critic_dim)
     probabilities = network(policy_part, mask).softmax(dim=1).detach()
-    return observer, torch.cat([policy_part, critic, mask.float()], dim=1).numpy(), mask.numpy(), probabilities
+    return (
+        observer,
+        torch.cat([policy_part, critic, mask.float()], dim=1).numpy(),
+        mask.numpy(),
+        probabilities,
+    )
 
 
 ACTION_NAMES = ("continue", "stop", "look", "leap-2")
@@ -206,7 +211,7 @@ def test_a_threshold_decides_about_early_stops_and_about_nothing_else(network: P
 
 
 def test_a_threshold_holds_for_drawn_actions_too(network: PolicyNetwork) -> None:
-    observer, observations, mask, probabilities = stopping_world(network)
+    observer, observations, mask, _ = stopping_world(network)
     early = mask[:, 1] & (mask[:, 0] | mask[:, 3])
     for threshold, stops in ((1.0, False), (0.0, True)):
         decider = PolicyDecider(

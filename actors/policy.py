@@ -30,6 +30,9 @@ OBSERVATION_LIMIT = 10.0
 """Normalised observations are clipped here: a feature never seen in training cannot take over."""
 SMALLEST_STD = 1e-6
 """Of a feature that never varied while it was measured."""
+STOP = "stop"
+ONWARD = ("continue", "leap", "refine", "reuse")
+"""The actions, up to a dash in their names, that go on along the schedule."""
 WEIGHTS_FILE = "policy.safetensors"
 METADATA_FILE = "policy.json"
 
@@ -100,7 +103,12 @@ class ValueNetwork(_NormalisedMLP):
 
 
 class PolicyDecider:
-    """A policy network as a Decider: its best action, or one drawn from `generator` if not greedy."""
+    """A policy network as a Decider: its best action, or one drawn from `generator` if not greedy.
+
+    stop_threshold: how probable `stop` has to be for an image to be stopped early, that is while its schedule
+    goes on (see `stops_early`). Above it the image is stopped, up to it another action is taken; 1 never
+    stops early. None: stop is an action like any other.
+    """
 
     def __init__(
         self,
@@ -108,12 +116,15 @@ class PolicyDecider:
         observer: Observer,
         greedy: bool = True,
         generator: torch.Generator | None = None,
+        stop_threshold: float | None = None,
     ) -> None:
         assert greedy or generator is not None, "drawing actions needs a generator"
+        assert stop_threshold is None or 0.0 <= stop_threshold <= 1.0, stop_threshold
         self.network = network.eval()
         self.observer = observer
         self.greedy = greedy
         self.generator = generator
+        self.stop_threshold = stop_threshold
 
     @torch.inference_mode()
     def __call__(
@@ -123,8 +134,14 @@ class PolicyDecider:
         mask_BA: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
         """An action index for each episode."""
-        policy_BD, _, _ = self.observer.split(torch.from_numpy(observations_BD))
-        logits_BA = self.network(policy_BD, torch.from_numpy(mask_BA))
+        logits_BA = self.logits(observations_BD, mask_BA)
+        if self.stop_threshold is not None and STOP in self.observer.actions:
+            early_B = torch.from_numpy(stops_early(self.observer.actions, mask_BA))
+            stop = self.observer.actions.index(STOP)
+            stopped_B = early_B & (logits_BA.softmax(dim=1)[:, stop] > self.stop_threshold)
+            logits_BA[early_B, stop] = ILLEGAL_LOGIT
+            logits_BA[stopped_B] = ILLEGAL_LOGIT
+            logits_BA[stopped_B, stop] = 0.0
         if self.greedy:
             actions_B = logits_BA.argmax(dim=1)
         else:
@@ -132,6 +149,23 @@ class PolicyDecider:
             actions_B = probabilities_BA.multinomial(1, generator=self.generator).squeeze(1)
         indices: NDArray[np.int64] = actions_B.numpy()
         return indices
+
+    @torch.inference_mode()
+    def logits(self, observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> torch.Tensor:
+        """[B, A], as the network gives them."""
+        policy_BD, _, _ = self.observer.split(torch.from_numpy(observations_BD))
+        logits_BA: torch.Tensor = self.network(policy_BD, torch.from_numpy(mask_BA))
+        return logits_BA
+
+
+def stops_early(actions: Sequence[str], mask_BA: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[B]: whether `stop` here is early, that is legal beside an action that goes on along the schedule.
+
+    At the schedule's end, and where the budget is used up, there is none.
+    """
+    onward = [index for index, name in enumerate(actions) if name.partition("-")[0] in ONWARD]
+    early_B: NDArray[np.bool_] = mask_BA[:, onward].any(axis=1) & mask_BA[:, list(actions).index(STOP)]
+    return early_B
 
 
 def save_policy(folder: str | Path, network: PolicyNetwork, metadata: dict[str, Any]) -> None:

@@ -25,7 +25,6 @@ from actors.backbones.from_pipeline import backbone_of, warn_if_unknown
 from actors.contracts import EpisodeRequest, EpisodeResult, Images, QualityScorer
 from actors.errors import UserError
 from actors.observations import Observer
-from actors.policy import PolicyDecider
 from actors.policy_folder import TrainedPolicy, read_trained_policy
 from actors.rollout import rollout
 
@@ -102,7 +101,7 @@ class AdaptiveSampler:
         engine, observer, network = self.policy.open(backbone, verify=verify)
         episodes = rollout(
             engine,
-            PolicyDecider(network, observer),
+            self.policy.decider(network, observer),
             observer,
             [
                 EpisodeRequest(text, seed, max_nfe=max_nfe)

@@ -234,4 +234,4 @@ def stop_callback(policy_folder: str | Path, pipeline: Any, *, verify: bool = Tr
     identity = identity_of(pipeline)
     verify = verify and not warn_if_unknown(identity)
     engine, observer, network = policy.open(ReplayedBackbone(pipeline, identity), verify=verify)
-    return StopCallback(pipeline, engine, observer, PolicyDecider(network, observer))
+    return StopCallback(pipeline, engine, observer, policy.decider(network, observer))

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from actors.errors import UserError
+from cluster.registry_command import registry_app
 from cluster.rewards_command import rewards_app
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.add_typer(config_app, name="config")
 bench_app = typer.Typer(help="Measure this machine.")
 app.add_typer(bench_app, name="bench")
 app.add_typer(rewards_app, name="rewards")
+app.add_typer(registry_app, name="registry")
 
 Overrides = Annotated[
     list[str] | None,

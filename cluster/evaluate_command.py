@@ -6,11 +6,13 @@ its own among the runs; both end with a report.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
+from actors.errors import UserError
 from cluster.runs import CONFIG, find_policy, settings_of
 from evaluation.config import EvaluationConfig
 
@@ -24,13 +26,21 @@ def evaluate_and_report(policy: str, overrides: Sequence[str], *, runs_dir: Path
     settings = settings_of(policy_dir, overrides)
     in_run = (policy_dir.parent / CONFIG).is_file()
     run_dir = policy_dir.parent if in_run else runs_dir / f"evaluation-{Path(policy).name}"
-    run_evaluation(policy_dir, settings.evaluation, run_dir)
+    run_evaluation(policy_dir, settings.evaluation, run_dir, tracking_uri=settings.run.registry.tracking_uri)
 
 
 def run_evaluation(
-    policy_dir: Path, config: EvaluationConfig, run_dir: Path, model_version: str | None = None
+    policy_dir: Path,
+    config: EvaluationConfig,
+    run_dir: Path,
+    model_version: str | None = None,
+    *,
+    tracking_uri: str | None = None,
 ) -> None:
-    """Evaluate, write the report, and say the outcome in the report's own first sentence."""
+    """Evaluate, write the report, and say the outcome in the report's own first sentence.
+
+    The registry keeps the outcome with the version that holds this very policy, if it has one.
+    """
     from evaluation.evaluate import evaluate
     from evaluation.headline import opening_sentence
     from evaluation.progress import progress_bar
@@ -38,5 +48,27 @@ def run_evaluation(
 
     with progress_bar() as progress:
         summary = evaluate(policy_dir, run_dir, config, progress, model_version=model_version)
+    _record(policy_dir, summary, run_dir, tracking_uri)
     typer.echo(opening_sentence(summary))
     typer.echo(f"report: {write_report(run_dir)}")
+
+
+def _record(policy_dir: Path, summary: Mapping[str, Any], run_dir: Path, tracking_uri: str | None) -> None:
+    """H2's interval as tags of the version, the summary beside it; a failing one is said, no error."""
+    from evaluation.summary import SUMMARY_FILE
+    from learner import registry
+    from learner.champions import Champions
+
+    if tracking_uri is None and not registry.sqlite_file(registry.tracking_uri(run_dir.parent)):
+        return
+    try:
+        champions = Champions(tracking_uri or registry.tracking_uri(run_dir.parent))
+        version = champions.by_weights(registry.weights_digest(policy_dir))
+        if version is None:
+            return
+        h2 = summary["hypotheses"]["H2"]
+        low, high = h2["ci95"]
+        champions.tag(version, {"h2_estimate": h2["estimate"], "h2_low": low, "h2_high": high})
+        champions.attach(version, run_dir / SUMMARY_FILE, "evaluation")
+    except UserError as error:
+        typer.echo(f"not recorded in the registry: {error}", err=True)

@@ -63,10 +63,8 @@ def find_policy(name: str, runs_dir: Path) -> Path:
 
     Raises UserError if there is none by that name.
     """
-    for folder in (runs_dir / name, Path(name)):
-        for candidate in (folder / "policy", folder):
-            if (candidate / WEIGHTS_FILE).is_file():
-                return candidate
+    if (policy_dir := run_policy(name, runs_dir)) is not None:
+        return policy_dir
     if "@" not in name and "/" not in name:
         known = [run.name for run in trained_runs(runs_dir)]
         listed = f"the runs {', '.join(known)}, " if known else ""
@@ -77,6 +75,15 @@ def find_policy(name: str, runs_dir: Path) -> Path:
     from learner import registry
 
     return registry.policy_folder(name, uri=registry.tracking_uri(runs_dir))
+
+
+def run_policy(name: str, runs_dir: Path) -> Path | None:
+    """The folder of a policy, from a run or from its own folder; None if there is none by that name."""
+    for folder in (runs_dir / name, Path(name)):
+        for candidate in (folder / "policy", folder):
+            if (candidate / WEIGHTS_FILE).is_file():
+                return candidate
+    return None
 
 
 def settings_of(policy_dir: Path, overrides: Sequence[str] = ()) -> Settings:

@@ -60,7 +60,13 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
 
     from cluster.evaluate_command import run_evaluation
 
-    run_evaluation(result.policy_dir, settings.evaluation, result.run_dir, result.model_version)
+    run_evaluation(
+        result.policy_dir,
+        settings.evaluation,
+        result.run_dir,
+        result.model_version,
+        tracking_uri=settings.run.registry.tracking_uri,
+    )
     return 0
 
 

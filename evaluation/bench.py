@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,11 @@ from shapes.verify import strict_score
 
 Judge = Callable[[Images, Sequence[str]], NDArray[np.float32]]
 
-STRICT = "strict score"
-IMAGE_REWARD = "image reward"
+Metric = Literal["strict score", "image reward", "held-out score"]
+STRICT: Metric = "strict score"
+IMAGE_REWARD: Metric = "image reward"
+HELD_OUT: Metric = "held-out score"
+"""What policies are selected by: a reward model's score of the image as it is, never the exact verifier's."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class BenchRecipe:
 
     backbone: BackboneConfig
     scorers: str | ScorersConfig
-    strict: bool
+    metric: Metric
 
     def __call__(self) -> Bench:
         """Load everything; UserError for what cannot be loaded."""
@@ -75,20 +79,36 @@ class BenchRecipe:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-        def image_reward(images: Images, prompts: Sequence[str]) -> NDArray[np.float32]:
-            return client.score(images, prompts, ("image_reward",))["image_reward"]
+        now = self.metric == HELD_OUT and "image_reward_now" in client.outputs
+        output = "image_reward_now" if now else "image_reward"
+
+        def scored(images: Images, prompts: Sequence[str]) -> NDArray[np.float32]:
+            return client.score(images, prompts, (output,))[output]
 
         return Bench(
             backbone=backbone,
             client=client,
-            judge=strict_scores if self.strict else image_reward,
-            metric=STRICT if self.strict else IMAGE_REWARD,
-            identity=_identity(backbone.identity, scorers_identity(self.scorers), str(self.strict)),
+            judge=strict_scores if self.metric == STRICT else scored,
+            metric=self.metric,
+            identity=_identity(backbone.identity, scorers_identity(self.scorers), self.metric),
         )
 
 
 def bench_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> BenchRecipe:
     """The bench of a policy's backbone: judged by the verifier where the prompts are the embedded world's."""
+    return _recipe(backbone, config, STRICT if config.prompts == "shapes" else IMAGE_REWARD)
+
+
+def held_out_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> BenchRecipe:
+    """The bench on which policies are selected and calibrated; the verifier has no say there.
+
+    Of a scorer that forecasts the finished image from a preview, its judgement of the image as it is counts:
+    by a forecast, stopping early is as good as finishing.
+    """
+    return _recipe(backbone, config, HELD_OUT)
+
+
+def _recipe(backbone: BackboneConfig, config: EvaluationConfig, metric: Metric) -> BenchRecipe:
     scorers = config.scorers
     if scorers is None:
         from shapes import weights  # megabytes that only those need who name no scorers of their own
@@ -97,7 +117,7 @@ def bench_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> BenchRec
     return BenchRecipe(
         backbone=replace(backbone, dtype=config.dtype, device=config.device),
         scorers=scorers,
-        strict=config.prompts == "shapes",
+        metric=metric,
     )
 
 

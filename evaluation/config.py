@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from actors.backbones.config import Dtype
 from actors.errors import UserError
-from actors.prompts import EVALUATION_OPTIONS, Columns, Prompt, load_prompts
+from actors.prompts import EVALUATION_OPTIONS, Columns, Prompt, PromptOptions, load_prompts
 from evaluation.baselines import DEFAULT_BASELINES, parse_baseline
 from rewards_service.scorers_config import ScorersConfig
 
@@ -75,7 +75,9 @@ class EvaluationConfig:
         if len(set(self.baselines)) < len(self.baselines):
             raise UserError(f"evaluation.baselines={','.join(self.baselines)}: one is named twice")
 
-    def load_prompts(self, limit: int | None = None) -> list[Prompt]:
-        """The prompts that these options mean. Raises UserError."""
+    def load_prompts(
+        self, limit: int | None = None, options: PromptOptions = EVALUATION_OPTIONS
+    ) -> list[Prompt]:
+        """The prompts that these options mean. Raises UserError, in the words of `options`."""
         columns = Columns(self.column, self.tier_column)
-        return load_prompts(self.prompts, self.split, limit, self.seed, EVALUATION_OPTIONS, columns)
+        return load_prompts(self.prompts, self.split, limit, self.seed, options, columns)

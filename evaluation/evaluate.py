@@ -20,6 +20,7 @@ from actors.backbones.config import BackboneConfig
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
 from actors.files import written_aside
+from actors.prompts import EVALUATION_OPTIONS, PromptOptions
 from evaluation.baselines import parse_baseline
 from evaluation.bench import Bench, bench_recipe
 from evaluation.cache import BaselineCache
@@ -106,7 +107,9 @@ def evaluate(
     return summary
 
 
-def evaluation_requests(config: EvaluationConfig) -> list[EpisodeRequest]:
+def evaluation_requests(
+    config: EvaluationConfig, options: PromptOptions = EVALUATION_OPTIONS
+) -> list[EpisodeRequest]:
     """Distinct prompts, at most `prompts_per_tier` a tier, each with its seeds in a row.
 
     A seed belongs to one prompt only. Were seeds shared between prompts, so would be the initial noise, and
@@ -115,14 +118,14 @@ def evaluation_requests(config: EvaluationConfig) -> list[EpisodeRequest]:
     limit = TIERS_OF_SHAPES * config.prompts_per_tier if config.prompts == "shapes" else None
     taken: Counter[str | None] = Counter()
     chosen: dict[str, str | None] = {}
-    for prompt in config.load_prompts(limit):
+    for prompt in config.load_prompts(limit, options):
         if taken[prompt.tier] < config.prompts_per_tier:
             chosen[prompt.text] = prompt.tier
             taken[prompt.tier] += 1
     if len(chosen) < 2:
-        raise UserError(f"evaluation.prompts={config.prompts}: give at least two different prompts")
+        raise UserError(f"{options.source}={config.prompts}: give at least two different prompts")
     return [
-        EpisodeRequest(text, _noise_seed(config.seed, text, number), tier)
+        EpisodeRequest(text, noise_seed(config.seed, text, number), tier)
         for text, tier in chosen.items()
         for number in range(config.seeds)
     ]
@@ -169,7 +172,7 @@ def _record_strips(
     )
 
 
-def _noise_seed(seed: int, prompt: str, number: int) -> int:
+def noise_seed(seed: int, prompt: str, number: int) -> int:
     """31 bits from the evaluation's seed, the prompt and the image's number."""
     digest = hashlib.sha256(f"{seed}\n{number}\n{prompt}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

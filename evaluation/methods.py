@@ -15,7 +15,6 @@ import torch
 from actors.contracts import Decider, QualityScorer
 from actors.engine import Engine, EngineConfig
 from actors.observations import ObservationConfig, ObservationSizes, Observer
-from actors.policy import PolicyDecider
 from actors.policy_folder import TrainedPolicy, read_trained_policy
 from evaluation.baselines import Baseline
 from evaluation.bench import Bench
@@ -89,7 +88,7 @@ class PolicyMethod:
         """The policy on this bench; UserError if it was trained on another backbone."""
         engine, observer, network = self.trained.open(bench.backbone)
         generator = torch.Generator().manual_seed(self.seed)
-        decider = PolicyDecider(network, observer, self.greedy, generator)
+        decider = self.trained.decider(network, observer, greedy=self.greedy, generator=generator)
         return OpenMethod(engine, observer, decider, bench.scorer(*observer.look_outputs))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from actors.errors import UserError
@@ -61,13 +61,10 @@ class MlflowRun:
         """Its id; the run is made where there is none, with the options worth comparing."""
         if self._sent.run_id is not None:
             return self._sent.run_id
-        client = MlflowClient(tracking_uri=self.uri)
-        experiment = registry.experiment_id(client, self.uri, self._config["registry"]["experiment"])
-        run = client.create_run(experiment, run_name=self._config["name"])
-        params = registry.filtered(self._config)
-        client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in params.items()])
-        self._keep(replace(self._sent, run_id=run.info.run_id))
-        return str(run.info.run_id)
+        config = self._config
+        run_id = registry.new_run(self.uri, config["registry"]["experiment"], config["name"], config)
+        self._keep(replace(self._sent, run_id=run_id))
+        return run_id
 
     def send(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Send the points of rows that are not there yet, and the pictures of the run's folder."""

@@ -68,6 +68,7 @@ def register_run(run_dir: Path) -> str:
         run_id=tracked.open(),
         metrics={**metrics, "iteration": at, "seconds_total": result.seconds},
         step=at,
+        config=config,
         tags={"backbone": metadata["backbone"], "run_dir": str(run_dir), "ended": result.ended},
         alias=None if result.ended == "collapsed" else config["registry"]["alias"],
     )

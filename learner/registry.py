@@ -1,14 +1,20 @@
 """The MLflow registry: trained policies by name, version and alias.
 
 Always true here: nothing in this file imports Ray; a registered model brings the policy's own folder
-(safetensors and JSON), its signature, an input example, its metrics and the backbone it belongs to.
-A name that is not there, or a damaged entry, is a UserError.
+(safetensors and JSON) and the code that reads it, its signature, an input example, its metrics, the whole
+configuration, the backbone it belongs to, and the versions of what it was trained with. A name that is not
+there, or a damaged entry, is a UserError.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import logging
 import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +23,24 @@ import mlflow
 import mlflow.artifacts
 import mlflow.pyfunc
 import numpy as np
+from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
+import actors
 from actors.errors import UserError
 from actors.policy import WEIGHTS_FILE, PolicyNetwork, load_policy
 
+CANDIDATE = "candidate"
+EXPERIMENT = "addiffusion"
+WEIGHTS_TAG = "policy_sha256"
+"""Which weights and metadata a version holds: by it a run's folder finds its version."""
+LIBRARIES = ("torch", "diffusers", "transformers", "ray", "mlflow", "safetensors", "numpy")
+"""Whose versions are kept with a model."""
+_NEEDED = ("mlflow", "numpy", "safetensors", "torch")
+"""What loading a policy from MLflow takes, with this project's own code."""
 _MODEL = "policy"
 _MODEL_CODE = Path(__file__).with_name("registered_model.py")
 """Stored as code: a model that is a pickle could run anything when it is loaded."""
@@ -64,42 +80,93 @@ def register(
     run_id: str,
     metrics: Mapping[str, float],
     step: int,
+    config: Mapping[str, Any],
     tags: Mapping[str, str],
     alias: str | None,
 ) -> str:
     """Log a policy folder to an MLflow run as a new version of `name`; gives the version. The alias moves.
 
-    step: the iteration of the policy and its metrics.
+    step: the iteration of the policy and its metrics; config: all options of the run, as plain data.
     """
-    network, _ = load_policy(policy_dir)
+    network, metadata = load_policy(policy_dir)
     width, actions = network.policy_dim + network.num_actions, network.num_actions
     example_BD = np.concatenate([np.zeros((1, width - actions)), np.ones((1, actions))], axis=1)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype(np.float32), (-1, width))]),
         Schema([TensorSpec(np.dtype(np.float32), (-1, actions))]),
     )
+    versions = library_versions()
+    kept = {**tags, WEIGHTS_TAG: weights_digest(policy_dir), "code_version": code_version()}
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     client = MlflowClient(tracking_uri=uri)
     mlflow.set_tracking_uri(uri)
-    with mlflow.start_run(run_id=run_id):
-        mlflow.set_tags(dict(tags))
+    with tempfile.TemporaryDirectory() as code, mlflow.start_run(run_id=run_id):
+        mlflow.set_tags(kept)
         mlflow.log_metrics(dict(metrics), step=step)
+        mlflow.log_dict(dict(config), "config.yaml")
         info = mlflow.pyfunc.log_model(
             name=_MODEL,
             python_model=str(_MODEL_CODE),
             artifacts={_MODEL: str(policy_dir)},
+            code_paths=[str(_own_code(Path(code)))],
             signature=signature,
             input_example=example_BD.astype(np.float32),
             registered_model_name=name,
-            pip_requirements=["torch", "safetensors", "numpy", "mlflow"],
+            pip_requirements=[f"{library}=={versions[library]}" for library in _NEEDED],
+            metadata={
+                "backbone": metadata.get("backbone"),
+                "code_version": kept["code_version"],
+                "library_versions": versions,
+            },
         )
     version = str(info.registered_model_version)
+    for tag, value in kept.items():
+        client.set_model_version_tag(name, version, tag, value)
     if alias is not None:
         client.set_registered_model_alias(name, alias, version)
-    for tag, value in tags.items():
-        client.set_model_version_tag(name, version, tag, value)
     return version
+
+
+def weights_digest(policy_dir: Path) -> str:
+    """Of the policy's one file, weights and metadata both."""
+    return hashlib.sha256((policy_dir / WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """What is installed of LIBRARIES, without the local part of a version."""
+    found: dict[str, str] = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_version() -> str:
+    """This project's version, and where it runs from its own repository the commit (-dirty if changed)."""
+    try:
+        version = importlib.metadata.version("addiffusion")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return version
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"{version}+{described.stdout.strip()}" if described.returncode == 0 else version
+
+
+def _own_code(folder: Path) -> Path:
+    """A copy of the engine's package for a model to bring along; it needs no Ray."""
+    source = Path(actors.__file__).parent
+    return Path(shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__")))
 
 
 def load(name_or_path: str, *, uri: str | None = None) -> tuple[PolicyNetwork, dict[str, Any]]:
@@ -122,14 +189,7 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
         raise UserError(
             f"policy={name_or_path}: no such folder; or give a model as name@alias or name/version"
         )
-    if (
-        uri is not None
-        and uri.startswith("sqlite:///")
-        and not Path(uri.removeprefix("sqlite:///")).is_file()
-    ):
-        raise UserError(
-            f"policy={name_or_path}: there is no registry at {uri}; `addiffusion train` makes one"
-        )
+    check_there(uri, f"policy={name_or_path}")
     try:
         if uri is not None:
             mlflow.set_tracking_uri(uri)
@@ -143,7 +203,28 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
     return artifact
 
 
-def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+def check_there(uri: str | None, option: str) -> None:
+    """UserError for an sqlite file that is not there: looking does not make a registry."""
+    if uri is not None and uri.startswith("sqlite:///") and sqlite_file(uri) is None:
+        raise UserError(f"{option}: there is no registry at {uri}; `addiffusion train` makes one")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an sqlite address, if it is there."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    return file if uri.startswith("sqlite:///") and file.is_file() else None
+
+
+def new_run(uri: str, experiment: str, run_name: str, config: Mapping[str, Any]) -> str:
+    """Make an MLflow run with the options worth comparing; gives its id."""
+    client = MlflowClient(tracking_uri=uri)
+    run = client.create_run(_experiment_id(client, uri, experiment), run_name=run_name)
+    params = [Param(name, str(value)) for name, value in filtered(config).items()]
+    client.log_batch(run.info.run_id, params=params)
+    return str(run.info.run_id)
+
+
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """The experiment of that name, made where it is not there."""
     found = client.get_experiment_by_name(name)
     if found is not None:

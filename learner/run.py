@@ -22,6 +22,7 @@ from actors.env_runner import Orders, RunnerSettings
 from actors.held_out import HeldOutEpisode
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
+from actors.policy_folder import pack_region_head
 from actors.references import Reference
 from learner import calibration, checkpoints, curriculum, references, registration, session
 from learner.budget import Budget
@@ -224,7 +225,12 @@ class Run:
         watch = self._watch
         if self.config.watch.keep == "best" and watch.evaluations and not (evaluated and watch.is_best()):
             return
-        self._write("the policy", lambda: save_policy(self.policy_dir, self._policy(), self.metadata()))
+        self._write("the policy", self._write_policy)
+
+    def _write_policy(self) -> None:
+        metadata = self.metadata()
+        metadata["engine"] = pack_region_head(self.policy_dir, metadata["engine"])
+        save_policy(self.policy_dir, self._policy(), metadata)
 
     def metadata(self) -> dict[str, Any]:
         """What must be known to act with the policy: its world, its observation, its actions."""

@@ -251,23 +251,28 @@ def sample_caption(rng: np.random.Generator, tier: int, split: Split) -> str:
             return spec.caption
 
 
-def distinct_captions(seed: int, per_tier: int, split: Split) -> list[tuple[str, int]]:
+def distinct_captions(
+    seed: int, per_tier: int, split: Split, *, exhaust: bool = False
+) -> list[tuple[str, int]]:
     """`per_tier` captions of different scenes for each tier, as (caption, tier), tier after tier.
 
-    The same seed gives the same list. ValueError if a tier has fewer scenes in the split.
+    The same seed gives the same list. If a tier has fewer scenes in the split: ValueError, or with `exhaust`
+    all it has.
     """
     rng = np.random.default_rng(seed)
     chosen: list[tuple[str, int]] = []
     for tier in TIERS:
         captions: dict[str, str] = {}
-        repeats = 0
-        while len(captions) < per_tier:
+        repeats, wanted = 0, per_tier
+        while len(captions) < wanted:
             caption = sample_caption(rng, tier, split)
             scene = canonical(parse(caption))
             repeats = repeats + 1 if scene in captions else 0
             captions.setdefault(scene, caption)
             if repeats == _SUSPICIOUS_REPEATS and (held := scene_count(tier, split)) < per_tier:
-                raise ValueError(f"per_tier is {per_tier}, but tier {tier} has {held} {split} scenes")
+                if not exhaust:
+                    raise ValueError(f"per_tier is {per_tier}, but tier {tier} has {held} {split} scenes")
+                wanted = held
         chosen += [(caption, tier) for caption in captions.values()]
     return chosen
 

@@ -169,3 +169,58 @@ def test_a_damaged_file_is_one_line(network: PolicyNetwork, tmp_path: Path, dama
 def test_a_missing_policy_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"policy folder is .*nowhere'; accepted: a folder with policy.safe"):
         load_policy(tmp_path / "nowhere")
+
+
+def stopping_world(network: PolicyNetwork) -> tuple[Observer, np.ndarray, np.ndarray, torch.Tensor]:
+    """64 observations of a policy with these four actions, the legal ones, and their probabilities."""
+    observer = Observer(ObservationConfig("timestep"), ObservationSizes(1, 1), ACTION_NAMES)
+    observer.policy_dim = DIM
+    policy_part, mask = inputs()
+    mask[::4] = torch.tensor([False, True, True, False])  # the end of the schedule: nowhere to go on to
+    critic = torch.zeros(len(mask), observer.critic_dim)
+    probabilities = network(policy_part, mask).softmax(dim=1).detach()
+    return (
+        observer,
+        torch.cat([policy_part, critic, mask.float()], dim=1).numpy(),
+        mask.numpy(),
+        probabilities,
+    )
+
+
+ACTION_NAMES = ("continue", "stop", "look", "leap-2")
+
+
+def test_a_threshold_decides_about_early_stops_and_about_nothing_else(network: PolicyNetwork) -> None:
+    with torch.no_grad():
+        for parameter in network.layers[-1].parameters():
+            parameter.mul_(100)
+    observer, observations, mask, probabilities = stopping_world(network)
+    free = PolicyDecider(network, observer)([], observations, mask)
+    early = mask[:, 1] & (mask[:, 0] | mask[:, 3])
+    assert early.any()
+    assert (free[~early & mask[:, 1]] == 1).any(), "at the end, stopping is not early"
+    others = np.where(np.arange(4) == 1, -1.0, probabilities.numpy()).argmax(axis=1)
+    for threshold in (0.0, 0.1, 0.3, 0.7, 1.0):
+        chosen = PolicyDecider(network, observer, stop_threshold=threshold)([], observations, mask)
+        stops = early & (probabilities[:, 1].numpy() > threshold)
+        np.testing.assert_array_equal(chosen[~early], free[~early])
+        np.testing.assert_array_equal(chosen[early], np.where(stops, 1, others)[early])
+        if threshold == 1.0:
+            assert not stops.any()
+            assert (free[early] == 1).any(), "without a threshold some of them stop"
+
+
+def test_a_threshold_holds_for_drawn_actions_too(network: PolicyNetwork) -> None:
+    observer, observations, mask, _ = stopping_world(network)
+    early = mask[:, 1] & (mask[:, 0] | mask[:, 3])
+    for threshold, stops in ((1.0, False), (0.0, True)):
+        decider = PolicyDecider(
+            network,
+            observer,
+            greedy=False,
+            generator=torch.Generator().manual_seed(0),
+            stop_threshold=threshold,
+        )
+        drawn = np.stack([decider([], observations, mask) for _ in range(20)])
+        assert (drawn[:, early] == 1).all() == stops
+        assert (drawn[:, early] == 1).any() == stops

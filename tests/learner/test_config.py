@@ -10,7 +10,7 @@ import yaml
 
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
-from learner.config import PPOSettings, PromptConfig, ResourcesConfig, RunConfig
+from learner.config import PPOSettings, PromptConfig, RegistryConfig, ResourcesConfig, RunConfig
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ from learner.config import PPOSettings, PromptConfig, ResourcesConfig, RunConfig
         ({"ppo": PPOSettings(iterations=0)}, "ppo.iterations=0"),
         ({"ppo": PPOSettings(time_limit_s=0.0)}, "ppo.time_limit_s=0.0"),
         ({"ppo": PPOSettings(episodes_per_iteration=1)}, "ppo.episodes_per_iteration=1"),
+        ({"registry": RegistryConfig(patience_s=-1.0)}, "registry.patience_s=-1.0"),
         ({"prompts": PromptConfig(limit=0)}, "prompts.limit=0"),
         ({"resources": ResourcesConfig(groups=9, slots=8)}, "resources.groups=9"),
         ({"resources": ResourcesConfig(num_env_runners=-1)}, "resources.num_env_runners=-1"),

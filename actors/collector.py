@@ -6,14 +6,15 @@ is scored elsewhere while another denoises.
 
 Always true here: an episode's decisions depend on its own request, its own generator and the policy,
 never on the group, slot or batch it sat in; every decision is taken on scores that have arrived; a
-preview is scored once; episodes come back in the order of the requests, all of them finished.
+preview is scored once, and with a memo not at all if it was scored in an earlier episode; episodes come
+back in the order of the requests, all of them finished.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult
 from actors.engine import Engine, Episode
 from actors.ledger import RewardLedger, Target
+from actors.memo import Memo, Scored, score_keys
 from actors.observations import EMBEDDINGS, Observer, quality_vector
 from rewards_service.arithmetic import Components, RewardConfig, required_outputs
 from rewards_service.contracts import Pending, RewardClient, ScoreRow
@@ -95,6 +97,8 @@ class _Slot:
 class _Group:
     slots: list[_Slot] = field(default_factory=list)
     awaiting: list[_Slot] = field(default_factory=list)
+    awaited: list[Hashable] = field(default_factory=list)
+    """By what their scores are remembered, where they are."""
     pending: Pending | None = None
 
 
@@ -102,7 +106,7 @@ class Collector:
     """Runs training requests through `slots` slots in `groups` groups.
 
     Where the observation holds the preview's embeddings (`seed`), every decision is scored, and counted
-    as a look, as it is when the policy is used.
+    as a look, as it is when the policy is used. memo: scores of earlier previews, not asked for again.
     """
 
     def __init__(
@@ -113,7 +117,9 @@ class Collector:
         *,
         slots: int,
         groups: int,
+        memo: Memo[Scored] | None = None,
     ) -> None:
+        self.memo = memo
         self.engine = engine
         self.observer = observer
         self.client = client
@@ -151,9 +157,12 @@ class Collector:
         started = time.perf_counter()
         scores = group.pending.result()
         self.times.waiting += time.perf_counter() - started
-        for row, slot in enumerate(group.awaiting):
-            _enter(slot, {name: values[row] for name, values in scores.items()})
-        group.pending, group.awaiting = None, []
+        rows = [{name: values[row] for name, values in scores.items()} for row in range(len(group.awaiting))]
+        for slot, row in zip(group.awaiting, rows, strict=True):
+            _enter(slot, row)
+        if self.memo is not None:
+            self.memo.keep(group.awaited, [Scored.of(row) for row in rows])
+        group.pending, group.awaiting, group.awaited = None, [], []
 
     def _close(self, group: _Group, finished: dict[int, Trajectory]) -> None:
         for slot in [slot for slot in group.slots if slot.episode.finished and slot.scores is not None]:
@@ -258,14 +267,28 @@ class Collector:
             slot.scores = None
 
     def _send(self, group: _Group, reward: RewardConfig) -> None:
+        outputs = self._outputs(reward)
         group.awaiting = [slot for slot in group.slots if slot.scores is None and self._due(slot, reward)]
+        if self.memo is not None and group.awaiting:
+            self._remember(group, self.memo, outputs)
         if not group.awaiting:
             return
         latents_BCHW = torch.stack([slot.episode.clean_CHW for slot in group.awaiting])
         prompts = [slot.episode.request.prompt for slot in group.awaiting]
         images = self.engine.backbone.preview(latents_BCHW)
-        group.pending = self.client.submit(images, prompts, self._outputs(reward))
+        group.pending = self.client.submit(images, prompts, outputs)
         self.times.previews += len(prompts)
+
+    def _remember(self, group: _Group, memo: Memo[Scored], outputs: Sequence[str]) -> None:
+        """Enter the scores that are known; the others are awaited."""
+        keys = score_keys([slot.episode for slot in group.awaiting], outputs)
+        due, group.awaiting, group.awaited = group.awaiting, [], []
+        for slot, key, known in zip(due, keys, memo.recall(keys), strict=True):
+            if known is not None:
+                _enter(slot, known.scores)
+            else:
+                group.awaiting.append(slot)
+                group.awaited.append(key)
 
     def _outputs(self, reward: RewardConfig) -> tuple[str, ...]:
         """What the reward and the observation are made of."""

@@ -1,8 +1,9 @@
 """The engine: many episodes at different timesteps share one denoiser call.
 
 Always true here: an episode's outcome depends on its prompt, its seed and the configuration, never on
-its neighbours in a batch; every denoiser call is counted (one NFE for each episode in it); a batched call
-waits for the device once; a NaN is an error with prompt and step, never a value.
+its neighbours in a batch; every denoiser call is counted (one NFE for each episode in it), remembered or
+made; a batched call waits for the device once, and once more where calls are remembered; a NaN is an error
+with prompt and step, never a value.
 
     episodes = engine.begin(requests)
     engine.denoise(episodes)        # until they are "deciding"
@@ -23,6 +24,7 @@ from actors.conditioning import conditioning_row, stack_conditioning
 from actors.contracts import Backbone, DecisionRecord, EpisodeRequest, Images, ScoreRow
 from actors.episode import EngineConfig, Episode
 from actors.errors import UserError
+from actors.memo import Call, Memo, call_keys
 from actors.observations import quality_vector
 from actors.regions import make_region
 from actors.schedule import NoiseLevel, make_schedule
@@ -40,12 +42,14 @@ __all__ = ["Engine", "EngineConfig", "Episode"]
 class Engine:
     """Denoises episodes with a frozen backbone, as actions say.
 
+    memo: calls that were made before are not made again; engines of one backbone may share it.
     Raises UserError when the configuration does not fit the backbone.
     """
 
-    def __init__(self, backbone: Backbone, config: EngineConfig) -> None:
+    def __init__(self, backbone: Backbone, config: EngineConfig, memo: Memo[Call] | None = None) -> None:
         self.backbone = backbone
         self.config = config
+        self.memo = memo
         self.actions = make_actions(config.actions)
         self.action_names = tuple(action.name for action in self.actions)
         self.num_actions = len(self.actions)
@@ -103,6 +107,35 @@ class Engine:
         if not batch:
             return
         self._advance(batch)
+        for episode, call in zip(batch, self._calls(batch), strict=True):
+            episode.nfe += 1
+            episode.network_evals += 1 if episode.conditioning.null_BLD is None else 2
+            if episode.refinement is not None:
+                _continue_refinement(episode, call.clean_CHW, call.null_clean_CHW)
+                continue
+            episode.clean_CHW, episode.null_clean_CHW = call.clean_CHW, call.null_clean_CHW
+            episode.extrapolated = False
+            episode.features_F, episode.attention_HW = call.features_F, call.attention_HW
+            self._arrive(episode)
+
+    def _calls(self, batch: Sequence[Episode]) -> list[Call]:
+        """The denoiser's answer for each episode where it stands, remembered if it can be."""
+        attention_B = [self._records_attention and self._may_refine(episode) for episode in batch]
+        if self.memo is None:
+            return self._call(batch, attention=any(attention_B))
+        keys = call_keys(batch, attention_B)
+        calls = self.memo.recall(keys)
+        missing = [row for row, call in enumerate(calls) if call is None]
+        if missing:
+            needed = any(attention_B[row] for row in missing)
+            made = self._call([batch[row] for row in missing], attention=needed)
+            self.memo.keep([keys[row] for row in missing], [call.detached() for call in made])
+            for row, call in zip(missing, made, strict=True):
+                calls[row] = call
+        return [call for call in calls if call is not None]
+
+    def _call(self, batch: Sequence[Episode], *, attention: bool) -> list[Call]:
+        """One call of the backbone for all of them."""
         latents_BCHW = torch.stack([episode.latents_CHW for episode in batch])
         levels = [episode.level for episode in batch]
         device = self.backbone.device
@@ -111,7 +144,7 @@ class Engine:
             torch.tensor([level.timestep for level in levels], device=device),
             stack_conditioning([episode.conditioning for episode in batch]),
             torch.tensor([episode.guidance_scale for episode in batch], device=device),
-            attention=self._records_attention and any(self._may_refine(episode) for episode in batch),
+            attention=attention,
         )
         clean_BCHW = self._clean(denoised.prediction_BCHW, latents_BCHW, levels)
         null_clean_BCHW = None
@@ -121,18 +154,15 @@ class Engine:
         attention_BHW = None
         if denoised.attention_BLHW is not None:
             attention_BHW = denoised.attention_BLHW.amax(dim=1)
-        for row, episode in enumerate(batch):
-            episode.nfe += 1
-            episode.network_evals += 1 if episode.conditioning.null_BLD is None else 2
-            null_clean_CHW = null_clean_BCHW[row] if null_clean_BCHW is not None else None
-            if episode.refinement is not None:
-                _continue_refinement(episode, clean_BCHW[row], null_clean_CHW)
-                continue
-            episode.clean_CHW, episode.null_clean_CHW = clean_BCHW[row], null_clean_CHW
-            episode.extrapolated = False
-            episode.features_F = features_BF[row]
-            episode.attention_HW = attention_BHW[row] if attention_BHW is not None else None
-            self._arrive(episode)
+        return [
+            Call(
+                clean_BCHW[row],
+                null_clean_BCHW[row] if null_clean_BCHW is not None else None,
+                features_BF[row],
+                attention_BHW[row] if attention_BHW is not None else None,
+            )
+            for row in range(len(batch))
+        ]
 
     def legal(self, episodes: Sequence[Episode]) -> NDArray[np.bool_]:
         """[B, A]: the actions that each deciding episode may take; at least one in each row."""

@@ -35,6 +35,7 @@ from actors.contracts import Backbone, EpisodeRequest
 from actors.engine import Engine, EngineConfig
 from actors.held_out import HeldOutEpisode, run_held_out
 from actors.ledger import Target
+from actors.memo import Call, Memo, Scored
 from actors.observations import Observer
 from actors.references import Reference, reference_config, run_references
 from rewards_service.arithmetic import RewardConfig, quality, required_outputs
@@ -51,7 +52,8 @@ class RunnerSettings:
     """What never changes in a run; it travels to every env runner in RLlib's `env_config`.
 
     make_backbone, make_client: called in the env runner's process; requests: the fixed set that is
-    trained on; trajectories: folder for Parquet files, None writes none.
+    trained on; trajectories: folder for Parquet files, None writes none; memo_mib: for denoiser calls that
+    were made before, and a quarter of it for scores (0: everything is computed again).
     """
 
     make_backbone: Callable[[], Backbone]
@@ -65,10 +67,11 @@ class RunnerSettings:
     seed: int
     torch_threads: int = 1
     trajectories: str | None = None
+    memo_mib: float = 0.0
 
 
-_HARD_PASSES = 1 << 32
-"""Passes from here on are of one request that was drawn for being hard."""
+_FOCUS_PASSES = 1 << 32
+"""Passes from here on are of one request that the curriculum drew."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,15 @@ class Orders:
     """What the driver tells the env runners: the iteration, and the calibrated reward.
 
     targets: what each request's episode is measured against, in the order of `RunnerSettings.requests`;
-    hard: indices of the requests whose references are the worst; hard_share: how many of the iteration's
-    episodes are drawn from these alone.
+    focus: indices of requests that the curriculum draws more often; focus_share: of the iteration's
+    episodes, so many are drawn from these alone.
     """
 
     iteration: int
     reward: RewardConfig
     targets: tuple[Target, ...]
-    hard: tuple[int, ...] = ()
-    hard_share: float = 0.0
+    focus: tuple[int, ...] = ()
+    focus_share: float = 0.0
 
 
 def iteration_requests(
@@ -94,31 +97,47 @@ def iteration_requests(
     seed: int,
     share: tuple[int, int] = (0, 1),
     *,
-    hard: Sequence[int] = (),
-    hard_share: float = 0.0,
+    focus: Sequence[int] = (),
+    focus_share: float = 0.0,
 ) -> list[tuple[int, int]]:
     """(pass, index) of the requests that part `share[0]` of `share[1]` has to run in an iteration.
 
     Requests come in passes, each a permutation of all `count` of them that depends on the seed and the
-    pass; iteration i takes the i-th `episodes` of that endless sequence, and the parts stride over it.
-    `hard_share` of them, drawn by seed and position, give way to one of `hard`, in a pass of its own.
+    pass; iteration i takes the i-th `episodes` of that endless sequence. `focus_share` of them, drawn by
+    seed and position, give way to one of `focus`, in a pass of its own. A part gets requests that it had
+    before, as far as all parts get equally many: it may remember them.
     """
     part, parts = share
-    positions = range(iteration * episodes, (iteration + 1) * episodes)
     orders: dict[int, NDArray[np.int64]] = {}
     chosen = []
-    for position in positions:
-        if position % parts != part:
-            continue
+    for position in range(iteration * episodes, (iteration + 1) * episodes):
         draw = np.random.default_rng([seed, position, 2])
-        if hard and draw.random() < hard_share:
-            chosen.append((_HARD_PASSES + position, hard[int(draw.integers(len(hard)))]))
+        if focus and draw.random() < focus_share:
+            chosen.append((_FOCUS_PASSES + position, focus[int(draw.integers(len(focus)))]))
             continue
         round_, offset = divmod(position, count)
         if round_ not in orders:
             orders[round_] = np.random.default_rng([seed, round_]).permutation(count)
         chosen.append((round_, int(orders[round_][offset])))
-    return chosen
+    return _spread(chosen, parts)[part]
+
+
+def _spread(chosen: Sequence[tuple[int, int]], parts: int) -> list[list[tuple[int, int]]]:
+    """Requests by index modulo the parts; what is beyond an equal share goes where there is room."""
+    sizes = [len(range(part, len(chosen), parts)) for part in range(parts)]
+    spread: list[list[tuple[int, int]]] = [[] for _ in range(parts)]
+    left = []
+    for pair in chosen:
+        home = pair[1] % parts
+        if len(spread[home]) < sizes[home]:
+            spread[home].append(pair)
+        else:
+            left.append(pair)
+    for part in range(parts):
+        missing = sizes[part] - len(spread[part])
+        spread[part] += left[:missing]
+        left = left[missing:]
+    return spread
 
 
 class DiffusionEnvRunner(EnvRunner, Checkpointable):
@@ -147,10 +166,17 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         """Load the backbone and connect to the rewards service."""
         settings = self.settings
         torch.set_num_threads(settings.torch_threads)
-        engine, client = Engine(settings.make_backbone(), settings.engine), settings.make_client()
+        calls: Memo[Call] | None = Memo(settings.memo_mib) if settings.memo_mib else None
+        scores: Memo[Scored] | None = Memo(settings.memo_mib / 4) if settings.memo_mib else None
+        engine = Engine(settings.make_backbone(), settings.engine, memo=calls)
         assert engine.action_names == settings.observer.actions
         self.collector = Collector(
-            engine, settings.observer, client, slots=settings.slots, groups=settings.groups
+            engine,
+            settings.observer,
+            settings.make_client(),
+            slots=settings.slots,
+            groups=settings.groups,
+            memo=scores,
         )
 
     def make_module(self) -> None:
@@ -189,10 +215,16 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         """Run requests to the end of a schedule of `num_steps`; see `actors.references`."""
         assert self.collector is not None
         settings = self.settings
-        engine = Engine(self.collector.engine.backbone, reference_config(settings.engine, num_steps))
+        config = reference_config(settings.engine, num_steps)
+        engine = Engine(self.collector.engine.backbone, config, memo=self.collector.engine.memo)
         observer = settings.observer.for_actions(engine.action_names)
         collector = Collector(
-            engine, observer, self.collector.client, slots=settings.slots, groups=settings.groups
+            engine,
+            observer,
+            self.collector.client,
+            slots=settings.slots,
+            groups=settings.groups,
+            memo=self.collector.memo,
         )
         return run_references(collector, requests, required_outputs(reward), observe=observe)
 
@@ -221,8 +253,8 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             settings.episodes_per_iteration,
             settings.seed,
             self.share,
-            hard=orders.hard,
-            hard_share=orders.hard_share,
+            focus=orders.focus,
+            focus_share=orders.focus_share,
         )
         training = [self._training_request(round_, index, orders) for round_, index in chosen]
         gathered = collector.collect(training, self._policy(explore), orders.reward, greedy=not explore)
@@ -304,6 +336,9 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
                 sums[f"action/{names[action]}"] += 1
         sums |= {"seconds": times.wall, "denoising_s": times.denoising, "waiting_s": times.waiting}
         sums |= {"previews": times.previews, "unwritten": unwritten}
+        if (memo := self.collector.engine.memo) is not None:
+            sums |= {"calls": memo.asked, "remembered": memo.found}
+            memo.asked = memo.found = 0
         for name, value in sums.items():
             self.metrics.log_value((METRICS, name), value, reduce="sum")
         decisions = int(sums["decisions"])

@@ -1,28 +1,31 @@
-"""Prompts: from the embedded world, from a text file with one a line, or from a JSON-lines file.
+"""Prompts: from the embedded world, from a file, or from a dataset of the hub.
 
-Always true here: a prompt is a non-empty line of at most 300 words; a source that has none, or that is
-not text, is the user's mistake and never an empty list.
+Always true here: prompts are distinct, in an order that the source alone fixes (of `shapes`: the seed too); a
+source that has none, or that is not text, is the user's mistake and never an empty list.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from actors.errors import UserError
+from actors.prompt_files import read_file
+from actors.prompt_hub import PREFIX, read_hub
+from actors.prompt_records import MAX_WORDS, Columns, Prompt
 from shapes.captions import SPLITS, TIERS, distinct_captions, scene_count
 
-MAX_WORDS = 300
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt, and how hard its source says it is."""
-
-    text: str
-    tier: str | None = None
+__all__ = [
+    "EVALUATION_OPTIONS",
+    "MAX_WORDS",
+    "TRAINING_OPTIONS",
+    "Columns",
+    "Prompt",
+    "PromptOptions",
+    "load_prompts",
+]
 
 
 class PromptOptions(NamedTuple):
@@ -43,18 +46,41 @@ def load_prompts(
     limit: int | None = None,
     seed: int = 0,
     options: PromptOptions = TRAINING_OPTIONS,
+    columns: Columns = Columns(),  # noqa: B008  (immutable)
 ) -> list[Prompt]:
-    """Prompts of `shapes` (one split of the embedded world) or of a .txt or .jsonl file.
+    """Prompts of `shapes` (one split of the embedded world), of a file, or of a dataset ("hf:OWNER/NAME").
 
-    A file's order is kept, and `split` and `seed` do not apply to it. Captions of `shapes` take turns
-    through the tiers; without a limit there are as many of each tier as the smallest tier has. A JSON
-    line is an object with `prompt` and, if known, `tier`. Raises UserError, in the words of `options`.
+    A file's or dataset's order is kept; `seed` does not apply to it, nor `split` to a file. Of prompts that
+    are the same the first one stays. With a limit no more is read than it takes. Captions of `shapes` take
+    turns through the tiers; without a limit there are as many of each tier as the smallest tier has.
+    columns: of a table, where they are not called `prompt` and `tier`. Raises UserError, in the words of
+    `options`.
     """
     if limit is not None and limit < 1:
         raise UserError(f"{options.limit} is {limit}; accepted: a whole number from 1")
     if path_or_source == "shapes":
+        if columns != Columns():
+            raise UserError(f"{options.source} is 'shapes', which has no columns to name; accepted: a table")
         return _from_shapes(split, limit, seed, options)
-    return _from_file(Path(path_or_source), options.source)[:limit]
+    option = f"{options.source} is {path_or_source!r}"
+    if path_or_source.startswith(PREFIX):
+        found = read_hub(path_or_source, split, option, columns)
+    else:
+        found = read_file(Path(path_or_source), option, columns)
+    with closing(found):  # and with it the file, where the limit ends it early
+        prompts = _distinct(found, limit)
+    if not prompts:
+        raise UserError(f"{option}, which holds no prompt; accepted: one prompt a line or row")
+    return prompts
+
+
+def _distinct(prompts: Generator[Prompt], limit: int | None) -> list[Prompt]:
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        first.setdefault(prompt.text, prompt)
+        if len(first) == limit:
+            break
+    return list(first.values())
 
 
 def _from_shapes(split: str, limit: int | None, seed: int, options: PromptOptions) -> list[Prompt]:
@@ -69,42 +95,3 @@ def _from_shapes(split: str, limit: int | None, seed: int, options: PromptOption
     return [prompts[start] for turn in range(per_tier) for start in range(turn, len(prompts), per_tier)][
         :limit
     ]
-
-
-def _from_file(path: Path, name: str) -> list[Prompt]:
-    option = f"{name} is {str(path)!r}"
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"{option}; accepted: shapes, or a .txt or .jsonl file")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{option}, which is not text; accepted: UTF-8, one prompt a line") from error
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise UserError(f"{option} ({reason}); accepted: shapes, or a .txt or .jsonl file") from error
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{option}, line {number}"
-        if "\0" in line:
-            raise UserError(f"{option}, which is not text; accepted: UTF-8, one prompt a line")
-        prompt = _parse_json(line, where) if path.suffix == ".jsonl" else Prompt(line.strip())
-        if (words := len(prompt.text.split())) > MAX_WORDS:
-            raise UserError(f"{where}: {words} words; accepted: at most {MAX_WORDS}")
-        prompts.append(prompt)
-    if not prompts:
-        raise UserError(f"{option}, which holds no prompt; accepted: one prompt a line")
-    return prompts
-
-
-def _parse_json(line: str, where: str) -> Prompt:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); accepted: objects with `prompt`") from error
-    text = entry.get("prompt") if isinstance(entry, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f"{where}: no `prompt`; accepted: objects with a text `prompt`")
-    tier = entry.get("tier")
-    return Prompt(text.strip(), None if tier is None else str(tier))

@@ -40,7 +40,6 @@ def bench_rollout(
     import torch
 
     from actors.backbones.loading import load_with_pipeline
-    from actors.prompts import load_prompts
     from evaluation.process_client import scoring_process
     from evaluation.progress import progress_bar
     from evaluation.rollout_benchmark import run_benchmark, table
@@ -59,9 +58,7 @@ def bench_rollout(
         client = LocalClient(opening())
     except ValueError as error:
         raise UserError(str(error)) from error
-    prompts = load_prompts(
-        config.prompts.source, config.prompts.split, config.prompts.limit, config.prompts.seed
-    )
+    prompts = config.prompts.load()
     wanted = ("clip_image", "clip_text", "image_reward")
     probe = client.score(np.zeros((1, 64, 64, 3), np.uint8), [prompts[0].text], wanted)
     with (

@@ -67,7 +67,6 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
 def check_inputs(settings: Settings) -> None:
     """Look at the disk, the prompts of both parts, the actions and the baselines, before anything starts."""
     from actors.actions import make_actions
-    from actors.prompts import EVALUATION_OPTIONS, load_prompts
     from evaluation.baselines import check_baselines
 
     free = shutil.disk_usage(existing_parent(Path(settings.run.runs_dir))).free
@@ -76,11 +75,10 @@ def check_inputs(settings: Settings) -> None:
             f"runs_dir={settings.run.runs_dir}: {free / 1e6:.0f} MB free on its disk; "
             f"give a folder with at least {DISK_BYTES / 1e6:.0f} MB"
         )
-    prompts, evaluation = settings.run.prompts, settings.evaluation
-    load_prompts(prompts.source, split=prompts.split, limit=prompts.limit, seed=prompts.seed)
-    load_prompts(evaluation.prompts, evaluation.split, 1, evaluation.seed, EVALUATION_OPTIONS)
+    settings.run.prompts.load()
+    settings.evaluation.load_prompts(limit=1)
     make_actions(settings.run.engine.actions)
-    check_baselines(evaluation.baselines, settings.run.engine)
+    check_baselines(settings.evaluation.baselines, settings.run.engine)
 
 
 def check_reward_models(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from actors.backbones.config import Dtype
 from actors.errors import UserError
+from actors.prompts import EVALUATION_OPTIONS, Columns, Prompt, load_prompts
 from evaluation.baselines import DEFAULT_BASELINES, parse_baseline
 from rewards_service.scorers_config import ScorersConfig
 
@@ -19,8 +20,12 @@ class EvaluationConfig:
     """The options of `addiffusion evaluate`."""
 
     prompts: str = "shapes"
-    """Where prompts come from: `shapes` or a file, as `actors.prompts.load_prompts` takes it."""
+    """Where prompts come from: `shapes`, a file or a dataset, as `actors.prompts.load_prompts` takes it."""
     split: str = "test"
+    column: str | None = None
+    """Of a table: which column holds the prompts, where it is not called `prompt`."""
+    tier_column: str | None = None
+    """Of a table: which column holds the tiers, where it is not called `tier`."""
     prompts_per_tier: int = 50
     """At most so many of each tier; a file without tiers counts as one tier."""
     seeds: int = 3
@@ -69,3 +74,8 @@ class EvaluationConfig:
             parse_baseline(name)
         if len(set(self.baselines)) < len(self.baselines):
             raise UserError(f"evaluation.baselines={','.join(self.baselines)}: one is named twice")
+
+    def load_prompts(self, limit: int | None = None) -> list[Prompt]:
+        """The prompts that these options mean. Raises UserError."""
+        columns = Columns(self.column, self.tier_column)
+        return load_prompts(self.prompts, self.split, limit, self.seed, EVALUATION_OPTIONS, columns)

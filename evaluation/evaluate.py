@@ -20,7 +20,6 @@ from actors.backbones.config import BackboneConfig
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
 from actors.files import written_aside
-from actors.prompts import EVALUATION_OPTIONS, load_prompts
 from evaluation.baselines import parse_baseline
 from evaluation.bench import Bench, bench_recipe
 from evaluation.cache import BaselineCache
@@ -116,9 +115,8 @@ def evaluation_requests(config: EvaluationConfig) -> list[EpisodeRequest]:
     limit = TIERS_OF_SHAPES * config.prompts_per_tier if config.prompts == "shapes" else None
     taken: Counter[str | None] = Counter()
     chosen: dict[str, str | None] = {}
-    prompts = load_prompts(config.prompts, config.split, limit, config.seed, EVALUATION_OPTIONS)
-    for prompt in prompts:
-        if prompt.text not in chosen and taken[prompt.tier] < config.prompts_per_tier:
+    for prompt in config.load_prompts(limit):
+        if taken[prompt.tier] < config.prompts_per_tier:
             chosen[prompt.text] = prompt.tier
             taken[prompt.tier] += 1
     if len(chosen) < 2:

@@ -94,12 +94,15 @@ def cost_follows_prompt(
     resampling: Resampling,
     tiers_P: Sequence[str | None],
 ) -> dict[str, Any]:
-    """H3: Spearman of a prompt's mean NFE with its tier and with its difficulty for the baselines."""
+    """H3: Spearman of a prompt's mean NFE with its difficulty for the baselines, and with a numbered tier.
+
+    Tiers that are names (a benchmark's tasks) are groups without an order, so nothing can follow them.
+    """
     nfe_P = policy.by_prompt("nfe")
     difficulty_P = -np.mean([table.by_prompt("quality") for table in baselines.values()], axis=0)
     correlations = {"difficulty": resampling.spearman(nfe_P, difficulty_P)}
     levels = tier_order(tiers_P)
-    if len(levels) > 1:
+    if len(levels) > 1 and all(level.isdecimal() for level in levels):
         tier_P = np.array([levels.index(tier) for tier in tiers_P if tier is not None], dtype=np.float64)
         correlations["tier"] = resampling.spearman(nfe_P, tier_P)
     hardest = min(correlations, key=lambda name: correlations[name].low)
@@ -114,10 +117,13 @@ def cost_follows_prompt(
 
 
 def tier_order(tiers_P: Sequence[str | None]) -> list[str]:
-    """Tiers from simple to complex: by name, as prompts files and `shapes` number them; [] without tiers."""
+    """Tiers in order: numbers, as `shapes` has them, from simple to complex, then names; [] without tiers."""
     if any(tier is None for tier in tiers_P):
         return []
-    return sorted({tier for tier in tiers_P if tier is not None})
+    distinct = {tier for tier in tiers_P if tier is not None}
+    return sorted(
+        distinct, key=lambda tier: (not tier.isdecimal(), int(tier) if tier.isdecimal() else 0, tier)
+    )
 
 
 def _at_own_cost(

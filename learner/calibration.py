@@ -153,9 +153,3 @@ def normalisation(references: Sequence[Reference], observer: Observer) -> Normal
     constant = std_D < _CONSTANT
     mean_D[constant], std_D[constant] = 0.0, 1.0
     return Normalisation(*observer.complete_statistics(mean_D.astype(np.float32), std_D.astype(np.float32)))
-
-
-def hardest(qualities: Sequence[float]) -> tuple[int, ...]:
-    """Indices of the quarter, at least one, with the lowest quality: where giving up could pay."""
-    order = np.argsort(np.asarray(qualities), kind="stable")
-    return tuple(int(index) for index in order[: max(len(order) // 4, 1)])

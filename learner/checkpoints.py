@@ -32,8 +32,8 @@ _ASIDE = re.compile(r"\..+\.(\d+|part)")
 class RunState:
     """What a resumed run needs besides RLlib's state.
 
-    c_nfe: the current price of one NFE (the dual variable); sigma, scales: the reward's calibration;
-    seconds: spent in iterations so far.
+    c_nfe: the current price of one NFE; sigma, scales: the reward's calibration; seconds: spent in iterations
+    so far; price: what moves c_nfe (`learner.budget`), None where it is fixed.
     """
 
     iteration: int
@@ -41,6 +41,7 @@ class RunState:
     sigma: float
     scales: dict[str, float]
     seconds: float
+    price: dict[str, Any] | None = None
 
 
 def save(algorithm: Any, folder: Path, state: RunState, policy_dir: Path, *, keep: int) -> Path:

@@ -16,6 +16,9 @@ from actors.backbones.config import BackboneConfig
 from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.observations import ObservationConfig
+from actors.prompts import Columns, Prompt, load_prompts
+from learner.budget import check_target
+from learner.curriculum import CurriculumConfig
 from learner.guard_config import GuardsConfig, ProgressConfig, WatchConfig
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.pool_config import ServiceConfig
@@ -36,9 +39,7 @@ class PPOSettings:
     global norm; num_epochs: passes over each iteration's decisions; minibatch_size: decisions in one
     gradient step; hidden: widths of policy and value network; continue_logit: how far `continue` starts
     above the other actions, so that the first policy is close to the fixed schedule it has to beat and
-    seldom ends an image early (0: uniform); hard_share: of the first iteration's episodes, so many are
-    of requests whose reference is among the worst quarter, where a decision can gain or lose most; less
-    and less over the first `hard_decay` of the run, then all requests alike.
+    seldom ends an image early (0: uniform).
     """
 
     iterations: int = 60
@@ -58,16 +59,15 @@ class PPOSettings:
     minibatch_size: int = 512
     hidden: tuple[int, ...] = (512, 256)
     continue_logit: float = 0.0
-    hard_share: float = 0.0
-    hard_decay: float = 0.6
 
 
 @dataclass(frozen=True)
 class PromptConfig:
     """What is trained on: `limit` prompts, each with `seeds` initial noises; the same pairs every pass.
 
-    source: "shapes", a .txt file (a prompt a line) or a .jsonl file; split: which captions of the
-    embedded world; seed: which captions, and in which order the pairs come.
+    source: "shapes", a file, or a dataset of the hub ("hf:OWNER/NAME"), see docs/prompts.md; split: of the
+    embedded world or of a dataset; seed: which captions of the embedded world, and every initial noise;
+    column, tier_column: of a table whose columns are not called `prompt` and `tier`.
     """
 
     source: str = "shapes"
@@ -75,6 +75,13 @@ class PromptConfig:
     limit: int | None = 256
     seeds: int = 2
     seed: int = 0
+    column: str | None = None
+    tier_column: str | None = None
+
+    def load(self) -> list[Prompt]:
+        """The prompts that these options mean. Raises UserError."""
+        columns = Columns(self.column, self.tier_column)
+        return load_prompts(self.source, self.split, self.limit, self.seed, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ class ResourcesConfig:
     denoises; cpus_per_env_runner, gpus_per_env_runner, reward_replicas, cpus_per_reward_replica,
     gpus_per_reward_replica: what Ray reserves (a pool of `rewards` may say otherwise for itself); address: a
     running cluster ("auto" finds it), None starts a local one; num_cpus: CPUs of a local one (None: all);
-    torch_threads: in every process.
+    torch_threads: in every process; memo_mib: memory in each env runner for denoiser calls that were made
+    before and need not be made again, and a quarter of it for scores (0: none).
     """
 
     num_env_runners: int = 2
@@ -100,6 +108,7 @@ class ResourcesConfig:
     address: str | None = None
     num_cpus: int | None = None
     torch_threads: int = 1
+    memo_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,7 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PPOSettings = field(default_factory=PPOSettings)
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     rewards: ServiceConfig = field(default_factory=ServiceConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -196,9 +206,11 @@ class RunConfig:
         _within("ppo.entropy_start", ppo.entropy_start, 0.0, 1.0)
         _within("ppo.entropy_end", ppo.entropy_end, 0.0, 1.0)
         _within("ppo.entropy_decay", ppo.entropy_decay, 0.0, 1.0)
-        _within("ppo.hard_share", ppo.hard_share, 0.0, 1.0)
-        _within("ppo.hard_decay", ppo.hard_decay, 0.0, 1.0)
         _within("ppo.continue_logit", ppo.continue_logit, -10.0, 10.0)
+        if not (math.isfinite(resources.memo_mib) and resources.memo_mib >= 0):
+            raise UserError(f"resources.memo_mib={resources.memo_mib}: give a number >= 0")
+        self.curriculum.validate()
+        check_target(self.reward, self.engine)
         if resources.num_env_runners < 0:
             raise UserError(f"resources.num_env_runners={resources.num_env_runners}: give an integer >= 0")
         if not ppo.hidden or any(width < 1 for width in ppo.hidden):

@@ -38,7 +38,7 @@ def split_prompts(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
     lowest hashes, whatever their order. Raises UserError.
     """
     options, watch = config.prompts, config.watch
-    prompts = load_prompts(options.source, split=options.split, limit=options.limit, seed=options.seed)
+    prompts = options.load()
     if watch.every == 0:
         return prompts, []
     if options.source == "shapes":

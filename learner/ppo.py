@@ -99,12 +99,6 @@ def entropy_schedule(ppo: PPOSettings) -> list[tuple[int, float]]:
     return [(0, ppo.entropy_start), (end, ppo.entropy_end)]
 
 
-def hard_share(ppo: PPOSettings, iteration: int) -> float:
-    """Share of the iteration's episodes that start from hard requests: linear, from the first to none."""
-    end = ppo.hard_decay * ppo.iterations
-    return ppo.hard_share * max(1.0 - iteration / end, 0.0) if end else 0.0
-
-
 def learning_rate(ppo: PPOSettings, iteration: int) -> float:
     """Adam's step size of an iteration: linear, from the first one's to the last one's."""
     done = min(iteration / max(ppo.iterations - 1, 1), 1.0)

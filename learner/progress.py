@@ -61,6 +61,7 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
         "entropy": sums["entropy"] / decisions,
         "denoiser_utilisation": sums["denoising_s"] / sums["seconds"],
         "waiting_share": sums["waiting_s"] / sums["seconds"],
+        "remembered_share": sums.get("remembered", 0.0) / max(sums.get("calls", 0.0), 1.0),
         "previews": int(sums["previews"]),
         "unwritten_trajectories": int(sums.get("unwritten", 0)),
         "policy_lag": float(learner["weights_seq_no"]) - 1.0 - sums["weights_seq_no"] / episodes,
@@ -115,12 +116,16 @@ def format_row(row: Mapping[str, Any]) -> str:
     if not row["episodes"]:
         return f"iteration {row['iteration']}/{row['iterations']}: no episode came back"
     shares = " ".join(f"{name} {share:.0%}" for name, share in sorted(row["actions"].items()))
+    budget = row.get("budget", {})
+    aim = f" (aim {budget['target']:g} at price {row['c_nfe']:.3g})" if budget else ""
+    warning = f" · {budget['warning']}" if "warning" in budget else ""
     return (
         f"iteration {row['iteration']}/{row['iterations']} · return {row['return']:+.3f} · "
         f"quality {row['quality']:.3f} ({row['quality_over_reference']:+.3f}) · "
         f"NFE {row['nfe']:.1f}±{row['nfe_std']:.1f} · {shares} · entropy {row['entropy']:.2f} · "
-        f"denoiser {row['denoiser_utilisation']:.0%} · lag {row['policy_lag']:.1f} · "
-        f"{row['episodes_per_s']:.1f} episodes/s · {clock(row['time_left_s'])} left"
+        f"denoiser {row['denoiser_utilisation']:.0%}, {row['remembered_share']:.0%} remembered · "
+        f"lag {row['policy_lag']:.1f} · {row['episodes_per_s']:.1f} episodes/s · "
+        f"{clock(row['time_left_s'])} left{aim}{warning}"
     )
 
 

@@ -1,8 +1,8 @@
 """Registers the policy of a run, from nothing but the run's folder.
 
 Always true here: what a run's own end registers and what is registered days later are the same, the policy in
-`policy/`, in the MLflow run that has the curves; a collapsed policy gets no alias; a registry that does not answer
-costs a run nothing but the version.
+`policy/`, in the MLflow run that has the curves; a collapsed policy gets no alias; a registry that does not
+answer costs a run nothing but the version.
 """
 
 from __future__ import annotations

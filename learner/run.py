@@ -23,17 +23,18 @@ from actors.held_out import HeldOutEpisode
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.references import Reference
-from learner import calibration, checkpoints, references, registration, session
+from learner import calibration, checkpoints, curriculum, references, registration, session
+from learner.budget import Budget
 from learner.config import RunConfig
 from learner.env_runners import EnvRunners
 from learner.events import EventLog
 from learner.guards import Guards, StopRequest, TrainingFailure, check_finite
 from learner.held_out import HeldOutWatch, held_out_requests
-from learner.ppo import hard_share, ppo_config, set_schedules
+from learner.ppo import ppo_config, set_schedules
 from learner.progress import iteration_row
 from learner.reference_runs import ReferenceRuns
 from learner.run_log import RunLog
-from rewards_service.arithmetic import RewardConfig, dual_variable, quality
+from rewards_service.arithmetic import RewardConfig, quality
 
 Progress = Callable[[dict[str, Any]], None]
 CALIBRATION = "calibration.yaml"
@@ -60,6 +61,7 @@ class Run:
         self.iteration = 0
         self.seconds = 0.0
         self.reward: RewardConfig = config.reward
+        self.budget = Budget(config.reward)
         self.described = session.describe(world, config)
         resources = config.resources
         self.settings = RunnerSettings(
@@ -73,6 +75,7 @@ class Run:
             groups=resources.groups,
             seed=config.seed,
             torch_threads=resources.torch_threads,
+            memo_mib=resources.memo_mib,
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,
@@ -94,7 +97,7 @@ class Run:
         self._watch = HeldOutWatch(config.watch, held_out_requests(config), self._runners, run_dir)
         self._log = RunLog(config, run_dir, self.events, report)
         self.targets: tuple[Target, ...] = ()
-        self.hard: tuple[int, ...] = ()
+        self.hardest_first: tuple[int, ...] = ()
 
     def close(self) -> None:
         """Stop the env runners, close what is open."""
@@ -128,12 +131,14 @@ class Run:
         self.events.record("resumed", f"the run goes on after iteration {self.iteration}")
         calibrated = calibration.Calibration(state.scales, state.sigma).applied(self.reward)
         self.reward = replace(calibrated, c_nfe=state.c_nfe)
+        self.budget.restore(state.price)
         self._begin(self._references.complete(self.reward))
 
     def _begin(self, found: Sequence[Reference]) -> None:
         """Set the targets, and give all env runners the learner's weights."""
         self.targets = self._references.targets(found, self.reward)
-        self.hard = calibration.hardest([quality(reference.scores, self.reward) for reference in found])
+        qualities = [quality(reference.scores, self.reward) for reference in found]
+        self.hardest_first = curriculum.by_difficulty(qualities)
         self._runners.sync_weights()
 
     # -- the iterations ------------------------------------------------------------------------------
@@ -143,17 +148,14 @@ class Run:
         rows = self._log.begin(self.iteration + 1)
         self._guards.begin(rows)
         self._watch.begin(self.iteration + 1)
-        price = dual_variable(self.reward)
         saved_at = self.iteration
         ended = self._over(stop)
         while ended is None:
             row = self._iterate_once()
             ended = self._guards.after_iteration(row, time.monotonic())
+            self.reward = self.budget.steer(row, self.reward)
             held_out: list[HeldOutEpisode] = []
             if row["episodes"] > 0:
-                if price is not None:
-                    observed = "nfe" if self.reward.target_nfe is not None else "quality_over_reference"
-                    self.reward = replace(self.reward, c_nfe=price.update(row[observed]))
                 if self._watch.due(self.iteration, last=self._over(None) is not None):
                     held_out = self._evaluate(row)
                     ended = ended or self._guards.after_evaluation(self._watch.evaluations)
@@ -186,13 +188,10 @@ class Run:
 
     def _iterate_once(self) -> dict[str, Any]:
         self._runners.wait()
-        orders = Orders(
-            self.iteration,
-            self.reward,
-            self.targets,
-            self.hard,
-            hard_share(self.config.ppo, self.iteration),
+        focus = curriculum.focus(
+            self.config.curriculum, self.hardest_first, self.iteration, self.config.ppo.iterations
         )
+        orders = Orders(self.iteration, self.reward, self.targets, focus.requests, focus.share)
         self._runners.take_orders(orders)
         set_schedules(self.algorithm, self.config.ppo, self.iteration)
         started = time.monotonic()
@@ -250,6 +249,7 @@ class Run:
             sigma=self.reward.sigma,
             scales=dict(self.reward.scales),
             seconds=self.seconds,
+            price=self.budget.state(),
         )
         folder, keep = self.run_dir / "checkpoints", self.config.checkpoints.keep
         self._write(

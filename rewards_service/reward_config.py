@@ -64,11 +64,12 @@ class RewardConfig:
     gamma_d: float = 0.99
     """The discount, the same as the learner's."""
     target_nfe: float | None = None
-    """Mean NFE an episode to aim at, by moving the price."""
+    """Mean NFE an episode to aim at, by moving the price. NFE, not cost: looks are not counted."""
     quality_floor: float | None = None
-    """Mean of `quality` minus the reference's to keep, at the highest price that allows it."""
-    dual_rate: float = 0.1
-    """How fast the price moves."""
+    """Mean of `quality` minus the reference's to keep, at the highest price that allows it. Quality is a mean
+    of metrics, each in units of its scale: 1 is what the images of one prompt differ by."""
+    dual_rate: float = 0.6
+    """How fast the price moves: the integral gain of `DualVariable`."""
     score_every: int = 1
     """Decisions between two scored previews."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from actors import trajectory_store
@@ -13,7 +16,9 @@ from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings, iterat
 from actors.errors import UserError
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from learner.config import PromptConfig
 from learner.ppo import ppo_config
+from learner.train import training_requests
 from rewards_service.arithmetic import RewardConfig
 from tests.learner.toy import ToyBackbone, make_client, toy_config
 
@@ -137,12 +142,48 @@ def test_a_folder_without_trajectories_is_named(tmp_path: Path) -> None:
         trajectory_store.read(tmp_path)
 
 
-def test_hard_requests_take_their_share_and_nothing_runs_twice() -> None:
-    hard = (3, 4)
-    pairs = iteration_requests(100, 2, 400, seed=1, hard=hard, hard_share=0.5)
-    taken = [index for _, index in pairs]
-    assert len(set(pairs)) == len(pairs) == 400
-    assert 0.4 < sum(index in hard for index in taken) / 400 < 0.6
-    parts = [iteration_requests(100, 2, 400, 1, (part, 3), hard=hard, hard_share=0.5) for part in range(3)]
-    assert sorted(pair for part in parts for pair in part) == sorted(pairs)
-    assert iteration_requests(100, 2, 400, seed=1, hard=hard) == iteration_requests(100, 2, 400, seed=1)
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "tsv", "parquet", "json"])
+def test_which_prompts_of_a_file_an_iteration_takes_does_not_depend_on_the_number_of_runners(
+    tmp_path: Path, suffix: str
+) -> None:
+    """With a curriculum too: the union over the runners follows from seed and iteration alone."""
+    path = prompt_file(tmp_path / f"prompts.{suffix}", [f"prompt {number}" for number in range(30)])
+    config = toy_config(tmp_path, prompts=PromptConfig(source=str(path), limit=20, seeds=3))
+    requests = training_requests(config)
+    assert requests == training_requests(config)
+    assert {request.prompt for request in requests} == {f"prompt {number}" for number in range(20)}
+    assert len(set(requests)) == 60
+    focus, share = (3, 4, 8), 0.5
+    for iteration in (0, 1, 7):
+        unions = []
+        for runners in (1, 2, 3, 8):
+            parts = [
+                iteration_requests(
+                    len(requests), iteration, 32, 5, (part, runners), focus=focus, focus_share=share
+                )
+                for part in range(runners)
+            ]
+            unions.append(sorted(pair for part in parts for pair in part))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert unions[0] == unions[1] == unions[2] == unions[3]
+        assert len(set(unions[0])) == 32
+    plain = iteration_requests(60, 2, 32, seed=5)
+    assert iteration_requests(60, 2, 32, seed=5, focus=focus) == plain
+    assert iteration_requests(60, 2, 32, seed=5, focus_share=share) == plain
+
+
+def prompt_file(path: Path, prompts: list[str]) -> Path:
+    """The same prompts in the format that the suffix names."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": prompts}), path)
+        return path
+    annotations = [{"id": 9, "image_id": each, "caption": text} for each, text in enumerate(prompts)]
+    path.write_text(
+        {
+            ".txt": "\n".join(prompts),
+            ".jsonl": "\n".join(json.dumps({"prompt": prompt}) for prompt in prompts),
+            ".tsv": "\n".join(["Prompt", *prompts]),
+            ".json": json.dumps({"annotations": annotations}),
+        }[path.suffix]
+    )
+    return path

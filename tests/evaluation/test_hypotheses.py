@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from actors.contracts import EpisodeRequest
-from evaluation.hypotheses import FEWEST_PROMPTS, cost_follows_prompt, equal_cost, equal_quality
+from evaluation.hypotheses import FEWEST_PROMPTS, cost_follows_prompt, equal_cost, equal_quality, tier_order
 from evaluation.rows import MethodTable, tabulate
 from evaluation.statistics import Resampling
 from tests.evaluation import synthetic
@@ -129,6 +129,14 @@ def test_h3_passes_only_if_cost_rises_with_tier_and_difficulty() -> None:
     constant = cost_follows_prompt(policy(0.65, follow=0), BASELINES, RESAMPLING, TIERS)
     assert not constant["passed"]
     assert constant["estimate"] == 0
+
+
+def test_h3_takes_names_for_groups_without_an_order() -> None:
+    """Tasks of a benchmark, sorted by name, would be an order that nobody meant."""
+    tasks = [f"task {tier}" for tier in TIERS]
+    named = cost_follows_prompt(policy(0.65, follow=2), BASELINES, RESAMPLING, tasks)
+    assert set(named["correlations"]) == {"difficulty"}
+    assert tier_order(["10", "position", "2", "counting", "2"]) == ["2", "10", "counting", "position"]
 
 
 def test_h3_goes_by_difficulty_alone_where_prompts_have_no_tier() -> None:

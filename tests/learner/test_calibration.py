@@ -139,8 +139,3 @@ def test_normalisation_leaves_constant_inputs_alone() -> None:
     assert statistics.mean_D[:3] == pytest.approx([3.0, 0.0, 0.0], abs=0.2)
     widened = (128 * 2 / 132) ** 0.5  # one of two blocks, and 128 of 132 numbers
     assert statistics.std_D[:3] / widened == pytest.approx([2.0, 1.0, 1.0], abs=0.2)
-
-
-def test_the_hardest_are_the_quarter_with_the_worst_references() -> None:
-    assert calibration.hardest([3.0, 1.0, 2.0, 9.0, 0.5, 8.0, 7.0, 6.0]) == (4, 1)
-    assert calibration.hardest([3.0, 1.0]) == (1,)

@@ -11,6 +11,8 @@ import yaml
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from learner.config import PPOSettings, PromptConfig, RegistryConfig, ResourcesConfig, RunConfig
+from learner.curriculum import CurriculumConfig, Phase
+from rewards_service.arithmetic import RewardConfig
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,8 @@ from learner.config import PPOSettings, PromptConfig, RegistryConfig, ResourcesC
         ({"ppo": PPOSettings(time_limit_s=0.0)}, "ppo.time_limit_s=0.0"),
         ({"ppo": PPOSettings(episodes_per_iteration=1)}, "ppo.episodes_per_iteration=1"),
         ({"registry": RegistryConfig(patience_s=-1.0)}, "registry.patience_s=-1.0"),
+        ({"reward": RewardConfig(target_nfe=60.0)}, "reward.target_nfe=60"),
+        ({"curriculum": CurriculumConfig((Phase(0.0),))}, "curriculum.phases[0].until=0.0"),
         ({"prompts": PromptConfig(limit=0)}, "prompts.limit=0"),
         ({"resources": ResourcesConfig(groups=9, slots=8)}, "resources.groups=9"),
         ({"resources": ResourcesConfig(num_env_runners=-1)}, "resources.num_env_runners=-1"),

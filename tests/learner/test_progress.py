@@ -76,6 +76,10 @@ def test_the_line_says_what_matters() -> None:
         "1:15 left",
     ):
         assert part in line
+    budget = {"target": 9.0, "mean": 10.0, "warning": "reward.target_nfe=9 seems out of reach"}
+    steered = {"iterations": 9, "phase": "training", "time_left_s": 75.0, "c_nfe": 0.0312, "budget": budget}
+    line = format_row(row | steered)
+    assert line.endswith("left (aim 9 at price 0.0312) · reward.target_nfe=9 seems out of reach")
     assert format_row({"phase": "references", "done": 3, "total": 8}) == "references 3/8"
 
 

@@ -23,6 +23,7 @@ from actors.policy import load_policy
 from learner import checkpoints, session
 from learner.calibration import calibrate, local_references
 from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
+from learner.curriculum import CurriculumConfig, Phase
 from learner.guards import TrainingFailure
 from learner.json_lines import read_rows
 from learner.ppo import learning_rate
@@ -111,7 +112,15 @@ def test_same_seed_same_result_and_grouping_does_not_matter(tmp_path: Path) -> N
 
 
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path: Path) -> None:
-    whole = toy_config(tmp_path, name="whole", ppo=replace(toy_config(tmp_path).ppo, iterations=4))
+    """With all that goes on by itself: the curriculum, and the price that follows a target."""
+    toy = toy_config(tmp_path)
+    whole = replace(
+        toy,
+        name="whole",
+        ppo=replace(toy.ppo, iterations=4),
+        reward=replace(toy.reward, target_nfe=2.0),
+        curriculum=CurriculumConfig((Phase(1.0, 0.5, 1.0, 0.8, 0.2),)),
+    )
     parts = replace(whole, name="parts")
 
     def interrupt(row: dict[str, Any]) -> None:
@@ -124,6 +133,7 @@ def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path: Path) -> 
     resumed = train(parts, resume=halted.run_dir, world=toy_world)
     assert (resumed.ended, resumed.iterations) == ("finished", 4)
     expected = without_times(read_rows(straight.run_dir / "progress.jsonl"))
+    assert len({row["c_nfe"] for row in expected}) == 4
     assert without_times(read_rows(resumed.run_dir / "progress.jsonl")) == expected
     assert same(weights(straight.policy_dir), weights(resumed.policy_dir))
 

@@ -11,11 +11,9 @@ import pytest
 from rewards_service.arithmetic import (
     PROFILES,
     Components,
-    DualVariable,
     Ending,
     RewardConfig,
     Step,
-    dual_variable,
     efficiency,
     final_reward,
     potential,
@@ -219,36 +217,6 @@ def test_efficiency_and_utility_are_linear_in_cost() -> None:
     assert efficiency(3.3, 0.01) == pytest.approx(-0.033)
     assert utility(0.7, 20.0, price=0.01) == pytest.approx(0.5)
     assert utility(0.7, 30.0) < utility(0.7, 20.0) < utility(0.8, 20.0)
-
-
-@pytest.mark.parametrize("step", ["multiplicative", "additive"])
-@pytest.mark.parametrize("start", [1e-4, 0.01, 0.5])
-def test_price_meets_a_target_nfe(step: Any, start: float) -> None:
-    """A toy that spends 40 NFE for nothing and less the dearer they are: n(c) = 40 / (1 + 50 c)."""
-    price = DualVariable(start, target=20.0, rate=0.3 if step == "multiplicative" else 0.02, step=step)
-    for _ in range(300):
-        price.update(40 / (1 + 50 * price.price))
-    assert price.price == pytest.approx(1 / 50, rel=1e-3)
-
-
-def test_price_keeps_a_quality_floor() -> None:
-    """A toy whose quality falls with the price: the highest price at quality - reference >= -0.1 is 0.1."""
-    price = dual_variable(RewardConfig(quality_floor=-0.1, dual_rate=0.5))
-    assert price is not None
-    for _ in range(400):
-        price.update(-price.price)
-    assert price.price == pytest.approx(0.1, rel=1e-3)
-
-
-def test_price_stays_between_its_bounds_and_can_return() -> None:
-    price = DualVariable(0.0, target=10.0)
-    for _ in range(500):
-        price.update(0.0)
-    assert price.price == price.lowest
-    for _ in range(500):
-        price.update(1e9)
-    assert price.price == price.highest
-    assert dual_variable(RewardConfig()) is None
 
 
 # -- configuration -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import yaml
 from actors.errors import UserError
 from evaluation.baselines import check_baselines
 from learner.config import RunConfig
+from learner.curriculum import Phase
 from rewards_service.scorers_config import DinoConfig, HpsConfig, ScorersConfig
 from tune_configs.conversion import option_names
 from tune_configs.loading import FOLDER, compose, groups, settings_from_yaml
@@ -55,6 +56,7 @@ def test_every_section_and_option_of_the_defaults_is_written_down() -> None:
     sections: dict[str, Any] = {
         "ppo/tuned": tree.run.ppo,
         "prompts/shapes": tree.run.prompts,
+        "curriculum/hard_first": tree.run.curriculum,
         "resources/laptop": tree.run.resources,
         "rewards/one_process": tree.run.rewards,
         "reward/balanced": tree.run.reward,
@@ -74,6 +76,13 @@ def test_an_override_changes_its_option_and_nothing_else() -> None:
     changed = asdict(before)
     changed["ppo"]["lr"] = after.ppo.lr
     assert changed == asdict(after)
+
+
+def test_the_seeds_ppo_brings_their_curriculum_unless_the_user_chooses_one() -> None:
+    assert compose(["ppo=seed"]).run.curriculum == compose(["curriculum=easy_first"]).run.curriculum
+    assert compose(["ppo=seed", "curriculum=none"]).run.curriculum.phases == ()
+    own = compose(["curriculum.phases=[{until: 0.5, to_quantile: 0.5}]"]).run.curriculum
+    assert own.phases == (Phase(until=0.5, to_quantile=0.5),)
 
 
 def test_later_overrides_win_and_lists_and_paths_with_blanks_are_possible() -> None:
@@ -123,6 +132,24 @@ def test_every_backbone_is_evaluated_where_it_was_trained_and_against_what_it_ca
         ("reward.gamma_d=2", "reward.gamma_d"),
         ("evaluation.seeds=0", "evaluation.seeds=0"),
         ("backbone.cache=first", "backbone.cache='first': give one of first_block, taylorseer or null"),
+        (
+            "curriculum.phases=[{until: 0.5, to: 1}]",
+            "unknown option 'curriculum.phases[0].to'; did you mean",
+        ),
+        (
+            "curriculum.phases=[{until: 0}]",
+            "curriculum.phases[0].until=0.0: give a number above 0, at most 1",
+        ),
+        (
+            "curriculum.phases=[{until: 0.5}, {until: 0.5}]",
+            "curriculum.phases[1].until=0.5: give a number above 0.5, at most 1",
+        ),
+        ("curriculum.phases=[{until: 1, share_end: 2}]", "curriculum.phases[0].share_end=2.0"),
+        (
+            "curriculum.phases=[{until: 1, from_quantile: 0.5, to_quantile: 0.5}]",
+            "curriculum.phases[0].to_quantile=0.5: give a number above its from_quantile",
+        ),
+        ("curriculum=hard", "curriculum='hard': give one of easy_first, hard_first, none"),
         ("backbone.height=0", "backbone.height is 0; accepted: a number of pixels, or null"),
         ("guards.collapse.action=maybe", "guards.collapse.action='maybe': give one of ignore, warn, stop"),
         ("guards.hacking.confidence=1", "guards.hacking.confidence: 1.0; accepted: from 0.5 to below 1"),

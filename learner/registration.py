@@ -1,8 +1,8 @@
 """Registers the policy of a run, from nothing but the run's folder.
 
 Always true here: what a run's own end registers and what is registered days later are the same, the policy in
-`policy/` with the metrics of its iteration; a collapsed policy gets no alias; a registry that does not answer
-costs a run nothing but the version.
+`policy/`, in the MLflow run that has the curves; a collapsed policy gets no alias; a registry that does not
+answer costs a run nothing but the version.
 """
 
 from __future__ import annotations
@@ -60,13 +60,14 @@ def register_run(run_dir: Path) -> str:
     tracked = MlflowRun(run_dir)
     tracked.send(rows)
     at: int = metadata["iteration"]
-    metrics = next((curves.points(row) for row in rows if row["iteration"] == at), {})
+    points = next((curves.points(row) for row in rows if row["iteration"] == at), {})
+    own = {f"policy/{name}": value for name, value in points.items() if name.startswith("held_out/")}
     version = registry.register(
         run_dir / "policy",
         name=registry.model_name(config["backbone"]["name"]),
         uri=tracked.uri,
         run_id=tracked.open(),
-        metrics={**metrics, "iteration": at, "seconds_total": result.seconds},
+        metrics={**own, "policy/iteration": at, "seconds_total": result.seconds},
         step=at,
         config=config,
         tags={"backbone": metadata["backbone"], "run_dir": str(run_dir), "ended": result.ended},

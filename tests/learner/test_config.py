@@ -10,7 +10,7 @@ import yaml
 
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
-from learner.config import PPOSettings, PromptConfig, ResourcesConfig, RunConfig
+from learner.config import PPOSettings, PromptConfig, RegistryConfig, ResourcesConfig, RunConfig
 from learner.curriculum import CurriculumConfig, Phase
 from rewards_service.arithmetic import RewardConfig
 
@@ -26,6 +26,7 @@ from rewards_service.arithmetic import RewardConfig
         ({"ppo": PPOSettings(iterations=0)}, "ppo.iterations=0"),
         ({"ppo": PPOSettings(time_limit_s=0.0)}, "ppo.time_limit_s=0.0"),
         ({"ppo": PPOSettings(episodes_per_iteration=1)}, "ppo.episodes_per_iteration=1"),
+        ({"registry": RegistryConfig(patience_s=-1.0)}, "registry.patience_s=-1.0"),
         ({"reward": RewardConfig(target_nfe=60.0)}, "reward.target_nfe=60"),
         ({"curriculum": CurriculumConfig((Phase(0.0),))}, "curriculum.phases[0].until=0.0"),
         ({"prompts": PromptConfig(limit=0)}, "prompts.limit=0"),

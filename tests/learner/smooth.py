@@ -18,7 +18,7 @@ import torch
 from actors.contracts import Conditioning, Denoised, Images
 from actors.engine import EngineConfig
 from learner import session
-from learner.config import PPOSettings, PromptConfig, RunConfig
+from learner.config import PPOSettings, PromptConfig, ResourcesConfig, RunConfig
 from rewards_service.arithmetic import RewardConfig
 from tests.learner.toy import ToyBackbone, make_client, toy_config
 
@@ -104,4 +104,5 @@ def smooth_config(runs_dir: Path, name: str, reward: RewardConfig, iterations: i
             continue_logit=2.0,
         ),
         prompts=PromptConfig(source=str(prompts), seeds=4),
+        resources=ResourcesConfig(num_env_runners=0, slots=64, groups=1),  # one call a step for all
     )

@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 NEVER = 1.0
 """The threshold that no probability is above."""
 THRESHOLDS = tuple(round(1.0 / (1.0 + math.exp(-logit / 5.0)), 4) for logit in range(35, -36, -1))
-"""From .9991 to .0009, evenly in log-odds; fixed before anything is measured, as the tests over them need."""
+"""From .9991 to .0009, evenly in log-odds; fixed before anything is measured, as the test needs it."""
 CHUNK_SLOTS = 4
 
 

@@ -49,7 +49,8 @@ class RunnerSettings:
     """What never changes in a run; it travels to every env runner in RLlib's `env_config`.
 
     make_backbone, make_client: called in the env runner's process; requests: the fixed set that is
-    trained on; trajectories: folder for Parquet files, None writes none.
+    trained on; trajectories: folder for Parquet files, None writes none; trajectory_previews: with an image
+    of every decision in them.
     """
 
     make_backbone: Callable[[], Backbone]
@@ -63,6 +64,7 @@ class RunnerSettings:
     seed: int
     torch_threads: int = 1
     trajectories: str | None = None
+    trajectory_previews: bool = False
 
 
 _HARD_PASSES = 1 << 32
@@ -148,7 +150,12 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         engine, client = Engine(settings.make_backbone(), settings.engine), settings.make_client()
         assert engine.action_names == settings.observer.actions
         self.collector = Collector(
-            engine, settings.observer, client, slots=settings.slots, groups=settings.groups
+            engine,
+            settings.observer,
+            client,
+            slots=settings.slots,
+            groups=settings.groups,
+            record_previews=settings.trajectories is not None and settings.trajectory_previews,
         )
 
     def make_module(self) -> None:
@@ -214,8 +221,9 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         training = [self._training_request(round_, index, orders) for round_, index in chosen]
         gathered = collector.collect(training, self._policy(explore), orders.reward, greedy=not explore)
         if settings.trajectories is not None:
-            name = f"iteration-{orders.iteration:06d}-runner-{self.index:03d}.parquet"
-            trajectory_store.write(gathered, Path(settings.trajectories) / name, self._weights_seq_no)
+            self._value(gathered)
+            path = trajectory_store.file_name(Path(settings.trajectories), orders.iteration, self.index)
+            trajectory_store.write(gathered, path, self._weights_seq_no)
         self._log(gathered)
         episodes = [self._episode(trajectory) for trajectory in gathered]
         self._finished.extend(episodes)
@@ -236,6 +244,17 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             return result
 
         return logits
+
+    def _value(self, gathered: Sequence[Trajectory]) -> None:
+        """Enter the critic's values; the learner computes its own, so nothing is learnt from these."""
+        if not gathered:
+            return
+        lengths = [len(trajectory.observations) for trajectory in gathered]
+        observations_ND = np.concatenate([trajectory.observations for trajectory in gathered])
+        with torch.inference_mode():
+            values_N = self.module.compute_values({Columns.OBS: torch.from_numpy(observations_ND)})
+        for trajectory, values_T in zip(gathered, values_N.split(lengths), strict=True):
+            trajectory.values = values_T.tolist()
 
     def _episode(self, trajectory: Trajectory) -> SingleAgentEpisode:
         # A terminated episode's last observation is never valued; RLlib wants one more than actions.

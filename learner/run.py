@@ -22,6 +22,8 @@ from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings
 from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.references import Reference, ReferenceKind, reference_config
+from actors.trajectory_origin import Origin
+from actors.trajectory_store import discard_from
 from learner import calibration, checkpoints, references, registry, session
 from learner.config import RunConfig
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
@@ -78,6 +80,7 @@ class Run:
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,
+            trajectory_previews=config.checkpoints.trajectory_previews,
         )
         self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
         self.targets: tuple[Target, ...] = ()
@@ -129,6 +132,15 @@ class Run:
         self.algorithm.env_runner_group.sync_weights(
             from_worker_or_learner_group=self.algorithm.learner_group, inference_only=True
         )
+        if self.settings.trajectories is not None:
+            self._open_trajectories(Path(self.settings.trajectories))
+
+    def _open_trajectories(self, folder: Path) -> None:
+        """Say where they come from; what a resumed run gathers again is dropped."""
+        discard_from(folder, self.iteration)
+        value = self.algorithm.env_runner.module.value
+        mean, std = value.obs_mean.tolist(), value.obs_std.tolist()
+        Origin(self.metadata(), self.config.as_dict(), mean, std).write(folder)
 
     def _sigma(self) -> float:
         assert self.reward.sigma is not None, "the run is not calibrated"

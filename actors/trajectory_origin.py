@@ -63,7 +63,9 @@ def read_origin(folder: Path) -> Origin:
     """The origin of a folder of trajectories. UserError if it has none, or a damaged one."""
     path = folder / ORIGIN_FILE
     if not path.is_file():
-        raise UserError(f"trajectories={folder}: no {ORIGIN_FILE} there; give a folder that a run has written")
+        raise UserError(
+            f"trajectories={folder}: no {ORIGIN_FILE} there; give a folder that a run has written"
+        )
     try:
         origin = Origin(**json.loads(path.read_text(encoding="utf-8")))
         widths = {len(origin.mean), len(origin.std), origin.observer().dim - len(origin.actions)}

@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 import gymnasium
 import numpy as np

@@ -208,8 +208,8 @@ def write_pairs(
     """
     if not pairs:
         raise UserError(
-            "trajectories hold no pair: nobody stopped where another went on, with a difference above"
-            " dpo.margin; give more episodes of the same prompts and seeds, dpo.pairs=prompt or a lower margin"
+            "trajectories hold no pair, no stop where another episode went on and fared otherwise; give more"
+            " episodes of the same prompts and seeds, dpo.pairs=prompt, or a lower dpo.margin"
         )
     used = {int(choices.row_N[index]) for pair in pairs for index in (pair.chosen, pair.rejected)}
     seen: dict[int, NDArray[np.float32]] = {}

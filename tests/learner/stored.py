@@ -1,4 +1,4 @@
-"""Stored episodes of the toy world, gathered by scripts: one that is optimal there, one that knows nothing."""
+"""Stored episodes of the toy world, gathered by scripts: one knows what to do, one knows nothing."""
 
 from __future__ import annotations
 

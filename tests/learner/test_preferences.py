@@ -114,7 +114,10 @@ def test_pairs_meet_in_one_state_and_the_better_end_is_chosen(tmp_path: Path) ->
 
 def test_other_noise_is_compared_by_advantage_where_there_was_a_critic(tmp_path: Path) -> None:
     trajectories = gather(aimless, tmp_path, 96, seed=1)
-    blind, seeing = store(trajectories, tmp_path / "blind"), store(trajectories, tmp_path / "seeing", value=0.25)
+    blind, seeing = (
+        store(trajectories, tmp_path / "blind"),
+        store(trajectories, tmp_path / "seeing", value=0.25),
+    )
     kinds = {}
     for folder in (blind, seeing):
         trajectories_of = read_choices([folder], STOP, 1.0, 0.0)

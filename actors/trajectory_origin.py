@@ -46,7 +46,7 @@ class Origin:
 
     def observer(self) -> Observer:
         """What takes the stored observations apart."""
-        observation = {
+        observation: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in self.metadata["observation"].items()
         }

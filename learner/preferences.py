@@ -234,7 +234,7 @@ def write_pairs(
             f"{half}_obs": [seen[int(choices.row_N[index])] for index in indices],
             f"{half}_stops": choices.stops_N[indices].tolist(),
             f"{half}_logp": choices.logp_N[indices].tolist(),
-            f"{half}_outcome": outcomes,
+            f"{half}_outcome": list(outcomes),
         }
     with written_aside(path) as aside:
         pyarrow.parquet.write_table(pyarrow.table(columns, schema=PAIR_SCHEMA), aside, compression="zstd")

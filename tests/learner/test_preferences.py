@@ -1,4 +1,4 @@
-"""When to stop, from preferences: the pairs, the loss against its closed form, the classifier in the toy world."""
+"""When to stop, from preferences: the pairs, the loss against its closed form, the toy world."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHORT = OfflineConfig(
 
 
 def test_the_gradient_is_the_published_one() -> None:
-    """Rafailov et al., 2023: -beta * sigmoid(-beta * margin), towards the chosen and away from the rejected."""
+    """Rafailov et al., 2023: beta * sigmoid(-beta * margin), towards the chosen, off the rejected."""
     chosen = torch.tensor([-0.3, -1.2], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([-1.1, -0.2], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([[-0.7, -0.6], [-0.5, -0.9]], dtype=torch.float64)

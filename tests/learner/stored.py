@@ -17,7 +17,11 @@ from actors.engine import Engine
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from actors.policy import ILLEGAL_LOGIT, PolicyNetwork
+from actors.references import Reference
 from actors.trajectory_origin import Origin
+from learner.calibration import normalisation
+from learner.config import RunConfig
+from rewards_service.arithmetic import RewardConfig
 from tests.learner.toy import ToyBackbone, make_client, toy_config
 
 Logits = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
@@ -41,6 +45,16 @@ def aimless(observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]) ->
     return np.where(mask_BA, 0.0, ILLEGAL_LOGIT).astype(np.float32)
 
 
+def tossing(observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Stop by coin toss, whatever is seen; else go on as a good policy would."""
+    logits_BA = np.full(mask_BA.shape, -4.0, np.float32)
+    bad_B = observations_BD[:, 0] < 0
+    wanted_B = np.where(bad_B & mask_BA[:, RESTART], RESTART, CONTINUE)
+    logits_BA[np.arange(len(wanted_B)), wanted_B] = logits_BA[:, STOP] = 0.0
+    logits_BA[~mask_BA] = ILLEGAL_LOGIT
+    return logits_BA
+
+
 def by_network(network: PolicyNetwork) -> Logits:
     """A trained policy."""
 
@@ -53,9 +67,14 @@ def by_network(network: PolicyNetwork) -> Logits:
     return logits
 
 
+def world(runs_dir: Path) -> RunConfig:
+    """The toy world without a discount, so that waiting is dear for its NFE alone."""
+    return toy_config(runs_dir, reward=RewardConfig(c_nfe=0.02, gamma_d=1.0))
+
+
 def gather(policy: Logits, runs_dir: Path, episodes: int, *, seed: int, seeds: int = 6) -> list[Trajectory]:
     """Episodes of the toy world; each prompt comes with `seeds` noises again and again."""
-    config = toy_config(runs_dir)
+    config = world(runs_dir)
     observer = Observer(ObservationConfig(), SIZES, config.engine.actions)
     collector = Collector(Engine(ToyBackbone(), config.engine), observer, make_client(), slots=64, groups=1)
     target = Target({"clip_score": 0.5, "aesthetic": 0.5, "image_reward": 0.5})
@@ -70,7 +89,7 @@ def gather(policy: Logits, runs_dir: Path, episodes: int, *, seed: int, seeds: i
 
 def store(trajectories: Sequence[Trajectory], folder: Path, *, value: float | None = None) -> Path:
     """Write them as a run would, in files of 64 episodes; `value` is the critic's everywhere."""
-    config = toy_config(folder.parent)
+    config = world(folder.parent)
     for trajectory in trajectories:
         trajectory.values = [] if value is None else [value] * len(trajectory.actions)
     for start in range(0, len(trajectories), 64):
@@ -78,6 +97,11 @@ def store(trajectories: Sequence[Trajectory], folder: Path, *, value: float | No
         trajectory_store.write(trajectories[start : start + 64], path, weights_seq_no=start // 64)
     observer = Observer(ObservationConfig(), SIZES, config.engine.actions)
     width = observer.dim - observer.num_actions
+    seen = [
+        Reference(each.training.request, {}, 0, np.stack(each.observations)[:, :width])
+        for each in trajectories
+    ]
+    statistics = normalisation(seen, observer)
     metadata = {
         "backbone": "toy",
         "backbone_config": config.as_dict()["backbone"],
@@ -89,7 +113,8 @@ def store(trajectories: Sequence[Trajectory], folder: Path, *, value: float | No
         "seed": 0,
         "iteration": 0,
     }
-    Origin(metadata, config.as_dict(), [0.0] * width, [1.0] * width).write(folder)
+    mean, std = statistics.mean_D.tolist(), statistics.std_D.tolist()
+    Origin(metadata, config.as_dict(), mean, std).write(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ from learner.offline import train_offline
 from learner.offline_config import DPOSettings, OfflineConfig
 from learner.preferences import find_pairs, read_choices, read_pairs, returns_to_go, write_pairs
 from learner.stop_classifier import PairTensors, dpo_loss, stop_or_go
-from tests.learner.stored import STOP, aimless, by_network, gather, mean_return, scripted, store
+from tests.learner.stored import STOP, aimless, by_network, gather, mean_return, scripted, store, tossing
 
 SHORT = OfflineConfig(
     algorithm="dpo",
@@ -41,10 +41,11 @@ def test_the_gradient_is_the_published_one() -> None:
     beta = 0.4
     loss = dpo_loss(chosen, rejected, reference[:, 0], reference[:, 1], beta)
     margin = (chosen - reference[:, 0]) - (rejected - reference[:, 1])
-    expected = [math.log1p(math.exp(-beta * float(each))) for each in margin]
+    margins = margin.tolist()
+    expected = [math.log1p(math.exp(-beta * each)) for each in margins]
     np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-12)
     loss.sum().backward()  # type: ignore[no-untyped-call]
-    weight = [beta / (1.0 + math.exp(beta * float(each))) for each in margin]
+    weight = [beta / (1.0 + math.exp(beta * each)) for each in margins]
     np.testing.assert_allclose(chosen.grad.numpy(), [-each for each in weight], rtol=1e-12)  # type: ignore[union-attr]
     np.testing.assert_allclose(rejected.grad.numpy(), weight, rtol=1e-12)  # type: ignore[union-attr]
 
@@ -83,7 +84,7 @@ def test_returns_are_discounted_sums() -> None:
 
 
 def test_pairs_meet_in_one_state_and_the_better_end_is_chosen(tmp_path: Path) -> None:
-    trajectories = gather(aimless, tmp_path, 384, seed=1)
+    trajectories = gather(tossing, tmp_path, 384, seed=1)
     folder = store(trajectories, tmp_path / "stored")
     choices = read_choices([folder], STOP, 1.0, 0.0)
     pairs = find_pairs(choices, kind="state", margin=0.05, at_most=4, seed=0)
@@ -101,15 +102,13 @@ def test_pairs_meet_in_one_state_and_the_better_end_is_chosen(tmp_path: Path) ->
         np.testing.assert_array_equal(row["chosen_obs"], row["rejected_obs"])
         assert row["chosen_stops"] != row["rejected_stops"]
         assert row["chosen_outcome"] > row["rejected_outcome"] + 0.05
-        # The aimless one gives every legal action the same probability.
-        legal = sum(value > 0.5 for value in row["chosen_obs"][-4:])
         stop = row["chosen_logp"] if row["chosen_stops"] else row["rejected_logp"]
-        assert stop == pytest.approx(-math.log(legal), abs=1e-5)
+        assert stop == pytest.approx(math.log(0.5), abs=0.05), "a coin toss, but for rare other actions"
         assert math.exp(row["chosen_logp"]) + math.exp(row["rejected_logp"]) == pytest.approx(1.0, abs=1e-5)
     good = [row["chosen_stops"] for row in rows if row["chosen_obs"][0] > 0]
     bad = [row["chosen_stops"] for row in rows if row["chosen_obs"][0] < 0]
     assert np.mean(good) > 0.9
-    assert np.mean(bad) < 0.5
+    assert np.mean(bad) < 0.4
 
 
 def test_other_noise_is_compared_by_advantage_where_there_was_a_critic(tmp_path: Path) -> None:
@@ -133,14 +132,15 @@ def test_other_noise_is_compared_by_advantage_where_there_was_a_critic(tmp_path:
 
 
 def test_the_classifier_stops_good_images_and_goes_on_with_bad_ones(tmp_path: Path) -> None:
-    stored = gather(aimless, tmp_path, 768, seed=1)
+    """Those it learns from toss a coin, so that nothing but the preferences tells it when to stop."""
+    stored = gather(tossing, tmp_path, 768, seed=1, seeds=12)
     folder = store(stored, tmp_path / "stored")
     config = replace(SHORT, runs_dir=str(tmp_path), trajectories=str(folder))
     result = train_offline(config)
     network, metadata = load_policy(result.policy_dir)
     assert metadata["offline"]["algorithm"] == "dpo"
     right = []
-    unseen = gather(aimless, tmp_path, 256, seed=2)
+    unseen = gather(tossing, tmp_path, 256, seed=2)
     for trajectory in unseen:
         observations_TD = np.stack(trajectory.observations)
         mask_TA = observations_TD[:, -4:] > 0.5

@@ -12,16 +12,17 @@ back in the order of the requests, all of them finished.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult
+from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult, Images
 from actors.engine import Engine, Episode
 from actors.ledger import RewardLedger, Target
 from actors.memo import Memo, Scored, score_keys
@@ -48,7 +49,10 @@ class Trajectory:
 
     observations_TD, actions_T, rewards_T (each the sum of its parts), logits_TA and log_probs_T belong to the
     decisions; scored holds (decision, scores) of every scored preview, the last entry is the
-    returned image.
+    returned image. values_T is for whoever has a critic to fill. seconds_spent_T is what had been spent on
+    the episode when each decision was taken, seconds what it took in all: its equal share of every batched
+    step that it was part of (text, denoising, decoding, waiting for scores, deciding). previews_T holds
+    what was seen, where that was asked for.
     """
 
     training: TrainingRequest
@@ -59,6 +63,10 @@ class Trajectory:
     entropies: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     parts: list[Components] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    seconds_spent: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    previews: list[Images] = field(default_factory=list)
     scored: list[tuple[int, ScoreRow]] = field(default_factory=list)
     quality: float = float("nan")
     result: EpisodeResult | None = None
@@ -118,11 +126,14 @@ class Collector:
         slots: int,
         groups: int,
         memo: Memo[Scored] | None = None,
+        record_previews: bool = False,
     ) -> None:
+        """`record_previews` keeps an image a decision, which has to be decoded for it."""
         self.memo = memo
         self.engine = engine
         self.observer = observer
         self.client = client
+        self.record_previews = record_previews
         self.capacities = [len(range(group, slots, groups)) for group in range(groups)]
         self.times = CollectorTimes()
 
@@ -155,7 +166,8 @@ class Collector:
         if group.pending is None:
             return
         started = time.perf_counter()
-        scores = group.pending.result()
+        with _shared(group.awaiting):
+            scores = group.pending.result()
         self.times.waiting += time.perf_counter() - started
         rows = [{name: values[row] for name, values in scores.items()} for row in range(len(group.awaiting))]
         for slot, row in zip(group.awaiting, rows, strict=True):
@@ -188,11 +200,16 @@ class Collector:
             deciding = [slot for slot in group.slots if self._can_decide(slot.episode)]
             if not deciding:
                 return
-            self._decide_once(deciding, policy, greedy)
+            with _shared(deciding):
+                self._decide_once(deciding, policy, greedy)
 
     def _decide_once(self, deciding: list[_Slot], policy: Policy, greedy: bool) -> None:
         episodes = [slot.episode for slot in deciding]
+        if self.record_previews:
+            for slot, image_HWC in zip(deciding, self.engine.preview(episodes), strict=True):
+                slot.trajectory.previews.append(image_HWC)
         for slot, episode in zip(deciding, episodes, strict=True):
+            slot.trajectory.seconds_spent.append(slot.trajectory.seconds)
             slot.ledger.reach(cost=episode.cost, nfe=episode.nfe, attempt=episode.attempt, scores=slot.scores)
         mask_BA = self.engine.legal(episodes)
         observations_BD = self._observe(deciding, mask_BA)
@@ -250,18 +267,22 @@ class Collector:
         taken = [queue.popleft() for _ in range(min(free, len(queue)))]
         if not taken:
             return
+        started = time.perf_counter()
         episodes = self.engine.begin([training.request for _, training in taken])
+        seconds = (time.perf_counter() - started) / len(taken)
         for (order, training), episode in zip(taken, episodes, strict=True):
             ledger = RewardLedger(reward, training.target, training.request.prompt)
             generator = np.random.default_rng(training.stream)
-            group.slots.append(_Slot(episode, ledger, Trajectory(training), order, generator))
+            trajectory = Trajectory(training, seconds=seconds)
+            group.slots.append(_Slot(episode, ledger, trajectory, order, generator))
 
     def _denoise(self, group: _Group) -> None:
         running = [slot for slot in group.slots if slot.episode.state == "denoising"]
         if not running:
             return
         started = time.perf_counter()
-        self.engine.denoise([slot.episode for slot in running])
+        with _shared(running):
+            self.engine.denoise([slot.episode for slot in running])
         self.times.denoising += time.perf_counter() - started
         for slot in running:
             slot.scores = None
@@ -273,10 +294,10 @@ class Collector:
             self._remember(group, self.memo, outputs)
         if not group.awaiting:
             return
-        latents_BCHW = torch.stack([slot.episode.clean_CHW for slot in group.awaiting])
         prompts = [slot.episode.request.prompt for slot in group.awaiting]
-        images = self.engine.backbone.preview(latents_BCHW)
-        group.pending = self.client.submit(images, prompts, outputs)
+        with _shared(group.awaiting):
+            images = self.engine.preview([slot.episode for slot in group.awaiting])
+            group.pending = self.client.submit(images, prompts, outputs)
         self.times.previews += len(prompts)
 
     def _remember(self, group: _Group, memo: Memo[Scored], outputs: Sequence[str]) -> None:
@@ -301,6 +322,16 @@ class Collector:
             return False
         first = not slot.trajectory.actions
         return first or self.observer.scores_every_decision or slot.unscored_decisions >= reward.score_every
+
+
+@contextlib.contextmanager
+def _shared(slots: Sequence[_Slot]) -> Iterator[None]:
+    """Each slot's episode is charged an equal share of the seconds that pass inside."""
+    started = time.perf_counter()
+    yield
+    share = (time.perf_counter() - started) / len(slots)
+    for slot in slots:
+        slot.trajectory.seconds += share
 
 
 def _enter(slot: _Slot, scores: dict[str, NDArray[np.float32]]) -> None:

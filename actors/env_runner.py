@@ -52,8 +52,9 @@ class RunnerSettings:
     """What never changes in a run; it travels to every env runner in RLlib's `env_config`.
 
     make_backbone, make_client: called in the env runner's process; requests: the fixed set that is
-    trained on; trajectories: folder for Parquet files, None writes none; memo_mib: for denoiser calls that
-    were made before, and a quarter of it for scores (0: everything is computed again).
+    trained on; trajectories: folder for Parquet files, None writes none; trajectory_previews: with an image
+    of every decision in them; memo_mib: for denoiser calls that were made before, and a quarter of it for
+    scores (0: everything is computed again).
     """
 
     make_backbone: Callable[[], Backbone]
@@ -67,6 +68,7 @@ class RunnerSettings:
     seed: int
     torch_threads: int = 1
     trajectories: str | None = None
+    trajectory_previews: bool = False
     memo_mib: float = 0.0
 
 
@@ -177,6 +179,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             slots=settings.slots,
             groups=settings.groups,
             memo=scores,
+            record_previews=settings.trajectories is not None and settings.trajectory_previews,
         )
 
     def make_module(self) -> None:
@@ -267,9 +270,10 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         """Write trajectories where they are wanted; False where the disk refuses."""
         if self.settings.trajectories is None:
             return True
-        name = f"iteration-{iteration:06d}-runner-{self.index:03d}.parquet"
+        self._value(gathered)
+        path = trajectory_store.file_name(Path(self.settings.trajectories), iteration, self.index)
         try:
-            trajectory_store.write(gathered, Path(self.settings.trajectories) / name, self._weights_seq_no)
+            trajectory_store.write(gathered, path, self._weights_seq_no)
         except OSError as error:
             _logger.warning("trajectories not written: %s", error)
             return False
@@ -290,6 +294,17 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             return result
 
         return logits
+
+    def _value(self, gathered: Sequence[Trajectory]) -> None:
+        """Enter the critic's values; the learner computes its own, so nothing is learnt from these."""
+        if not gathered:
+            return
+        lengths = [len(trajectory.observations) for trajectory in gathered]
+        observations_ND = np.concatenate([trajectory.observations for trajectory in gathered])
+        with torch.inference_mode():
+            values_N = self.module.compute_values({Columns.OBS: torch.from_numpy(observations_ND)})
+        for trajectory, values_T in zip(gathered, values_N.split(lengths), strict=True):
+            trajectory.values = values_T.tolist()
 
     def _episode(self, trajectory: Trajectory) -> SingleAgentEpisode:
         # A terminated episode's last observation is never valued; RLlib wants one more than actions.

@@ -82,6 +82,23 @@ def evaluate(
 
 
 @app.command()
+def offline(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OVERRIDES]...",
+            help="OPTION=VALUE or @FILE, for example algorithm=bc trajectories=runs/run name=cloned",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and stop.")] = False,
+) -> int:
+    """Learn a policy from stored episodes alone: by bc, marwil or dpo."""
+    from cluster.offline_command import learn_offline
+
+    return learn_offline(overrides or [], dry_run=dry_run)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to paint.")],
     model: Annotated[

@@ -114,12 +114,14 @@ class ResourcesConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     """every: iterations between two full checkpoints; keep: how many of them stay;
-    trajectories: write every training episode to Parquet.
+    trajectories: write every training episode to Parquet; trajectory_previews: with the image that was
+    seen at every decision, which costs a decoding each.
     """
 
     every: int = 10
     keep: int = 2
     trajectories: bool = True
+    trajectory_previews: bool = False
 
 
 @dataclass(frozen=True)

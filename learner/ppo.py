@@ -47,6 +47,7 @@ def ppo_config(config: RunConfig, settings: RunnerSettings) -> PPOConfig:
             "initial_logits": [
                 ppo.continue_logit if name == "continue" else 0.0 for name in config.engine.actions
             ],
+            "critic_on_env_runners": settings.trajectories is not None,
         },
     )
     return (

@@ -24,6 +24,8 @@ from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.policy_folder import pack_region_head
 from actors.references import Reference
+from actors.trajectory_origin import Origin
+from actors.trajectory_store import discard_from
 from learner import calibration, checkpoints, curriculum, references, registration, session
 from learner.budget import Budget
 from learner.config import RunConfig
@@ -80,6 +82,7 @@ class Run:
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,
+            trajectory_previews=config.checkpoints.trajectory_previews,
         )
         self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
         self._runners = EnvRunners(
@@ -141,6 +144,15 @@ class Run:
         qualities = [quality(reference.scores, self.reward) for reference in found]
         self.hardest_first = curriculum.by_difficulty(qualities)
         self._runners.sync_weights()
+        if self.settings.trajectories is not None:
+            self._open_trajectories(Path(self.settings.trajectories))
+
+    def _open_trajectories(self, folder: Path) -> None:
+        """Say where they come from; what a resumed run gathers again is dropped."""
+        discard_from(folder, self.iteration)
+        value = self.algorithm.env_runner.module.value
+        mean, std = value.obs_mean.tolist(), value.obs_std.tolist()
+        Origin(self.metadata(), self.config.as_dict(), mean, std).write(folder)
 
     # -- the iterations ------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from actors import trajectory_store
 from actors.contracts import EpisodeRequest
@@ -135,6 +136,17 @@ def test_trajectories_are_stored_as_they_were(runner: DiffusionEnvRunner, tmp_pa
         assert (row["reward_terminal"] != 0.0) <= row["terminateds"]
         assert row["reward_efficiency"] <= 0.0
         assert row["terminateds"] == (t == len(episode) - 1)
+
+
+def test_stored_values_are_the_critics(runner: DiffusionEnvRunner, tmp_path: Path) -> None:
+    runner.take_orders(orders(0))
+    episodes = runner.sample()
+    table = trajectory_store.read(tmp_path / "trajectories")
+    observations_ND = np.concatenate([episode.get_observations()[:-1] for episode in episodes])
+    with torch.no_grad():
+        expected_N = runner.module.compute_values({"obs": torch.from_numpy(observations_ND)})
+    np.testing.assert_allclose(table["values"].to_numpy(), expected_N.numpy(), atol=1e-5)
+    assert np.std(expected_N.numpy()) > 0
 
 
 def test_a_folder_without_trajectories_is_named(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from actors.errors import UserError
 from evaluation.baselines import check_baselines
 from learner.config import RunConfig
 from learner.curriculum import Phase
+from learner.offline_config import OfflineConfig
 from rewards_service.scorers_config import DinoConfig, HpsConfig, ScorersConfig
-from tune_configs.conversion import option_names
-from tune_configs.loading import FOLDER, compose, groups, settings_from_yaml
+from tune_configs.conversion import join, option_names
+from tune_configs.loading import FOLDER, compose, compose_offline, groups, settings_from_yaml
 
 FILES = [(group, file) for group, files in groups().items() for file in files]
 
@@ -280,3 +281,39 @@ def test_a_file_of_options_is_checked_as_overrides_are(
         path.write_text(content)
     with pytest.raises(UserError, match=re.escape(said)):
         compose([f"@{path}"])
+
+
+def test_offline_options_are_all_written_down_and_checked() -> None:
+    written = yaml.safe_load((FOLDER / "offline.yaml").read_text(encoding="utf-8"))
+    stated = {
+        join(section, name) for section, inner in [("", written), *_sections(written)] for name in inner
+    }
+    assert stated == set(option_names(OfflineConfig))
+    config = compose_offline(["algorithm=dpo", "trajectories=[a,b]", "dpo.beta=0.5", "seed=3"])
+    assert (config.algorithm, config.trajectories, config.dpo.beta, config.seed) == (
+        "dpo",
+        ("a", "b"),
+        0.5,
+        3,
+    )
+    assert compose_offline(["trajectories=runs/run"]).folders == [Path("runs/run")]
+
+
+def _sections(written: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, inner) for name, inner in written.items() if isinstance(inner, dict)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "trajectories is empty"),
+        (["trajectories=a", "algorithm=cql"], "algorithm='cql': give one of bc, marwil, dpo"),
+        (["trajectories=a", "ppo.lr=1"], "unknown option 'ppo.lr'; did you mean 'lr'?"),
+        (["trajectories=a", "marwil.beta=2"], "marwil.beta=2.0"),
+    ],
+)
+def test_a_wrong_offline_option_is_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose_offline(overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

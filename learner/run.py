@@ -65,6 +65,7 @@ class Run:
         self.seconds = 0.0
         self.reward: RewardConfig = config.reward
         self.budget = Budget(config.reward)
+        self._budget_warned = False
         self.described = session.describe(world, config)
         resources = config.resources
         self.settings = RunnerSettings(
@@ -167,6 +168,7 @@ class Run:
             row = self._iterate_once()
             ended = self._guards.after_iteration(row, time.monotonic())
             self.reward = self.budget.steer(row, self.reward)
+            self._say_budget(row.get("budget", {}).get("warning"))
             held_out: list[HeldOutEpisode] = []
             if row["episodes"] > 0:
                 if self._watch.due(self.iteration, last=self._over(None) is not None):
@@ -181,6 +183,12 @@ class Run:
         if saved_at < self.iteration:
             self._save_checkpoint()
         return ended
+
+    def _say_budget(self, warning: str | None) -> None:
+        """An event when a wish begins to be out of reach."""
+        if warning is not None and not self._budget_warned:
+            self.events.record("budget", warning)
+        self._budget_warned = warning is not None
 
     def _over(self, stop: StopRequest | None) -> str | None:
         """Whether the last iteration was the last one, or somebody asks to end."""

@@ -47,8 +47,9 @@ SCHEMA = pyarrow.schema(
 
 
 def episode_id(trajectory: Trajectory) -> str:
-    """A name that is the same whenever the same episode is run: its random stream."""
-    return "-".join(str(part) for part in trajectory.training.stream)
+    """A name that is the same whenever the same episode is run: its random stream, and whether it is a twin."""
+    name = "-".join(str(part) for part in trajectory.training.stream)
+    return f"{name}-twin" if trajectory.is_twin else name
 
 
 def to_table(trajectories: Sequence[Trajectory], weights_seq_no: int) -> pyarrow.Table:

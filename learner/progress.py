@@ -21,6 +21,7 @@ from rich.text import Text
 
 from actors.env_runner import METRICS
 from actors.files import written_aside
+from learner.gradients import SKIPPED, SKIPPED_IN_A_ROW
 
 _LEARNER = {
     "policy_loss": "policy_loss",
@@ -28,6 +29,8 @@ _LEARNER = {
     "vf_explained_var": "explained_variance",
     "gradients_default_optimizer_global_norm": "gradient_norm",
 }
+_MINIBATCH = frozenset(_LEARNER.values())
+"""Of the last minibatch."""
 
 
 def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float) -> dict[str, Any]:
@@ -63,10 +66,15 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
         "denoiser_utilisation": sums["denoising_s"] / sums["seconds"],
         "waiting_share": sums["waiting_s"] / sums["seconds"],
         "previews": int(sums["previews"]),
+        "twins": int(sums.get("twins", 0)),
         "policy_lag": float(learner["weights_seq_no"]) - 1.0 - sums["weights_seq_no"] / episodes,
         "episodes_per_s": episodes / seconds,
     }
-    return row | {ours: float(learner[theirs]) for theirs, ours in _LEARNER.items() if theirs in learner}
+    row |= {name: int(learner.get(name, 0)) for name in (SKIPPED, SKIPPED_IN_A_ROW)}
+    row |= {ours: float(learner[theirs]) for theirs, ours in _LEARNER.items() if theirs in learner}
+    if row.get(SKIPPED):  # of a minibatch that changed nothing
+        row = {name: value for name, value in row.items() if name not in _MINIBATCH or math.isfinite(value)}
+    return row
 
 
 def _part(sums: Mapping[str, float], prefix: str, count: float) -> dict[str, float]:
@@ -138,8 +146,12 @@ def format_row(row: Mapping[str, Any]) -> str:
         f"quality {row['quality']:.3f} ({row['quality_over_reference']:+.3f}) · "
         f"NFE {row['nfe']:.1f}±{row['nfe_std']:.1f} · {shares} · entropy {row['entropy']:.2f} · "
         f"denoiser {row['denoiser_utilisation']:.0%} · lag {row['policy_lag']:.1f} · "
-        f"{row['episodes_per_s']:.1f} episodes/s · {clock(row['time_left_s'])} left"
+        f"{row['episodes_per_s']:.1f} episodes/s{_skipped(row)} · {clock(row['time_left_s'])} left"
     )
+
+
+def _skipped(row: Mapping[str, Any]) -> str:
+    return f" · {row[SKIPPED]} updates not finite, skipped" if row.get(SKIPPED) else ""
 
 
 def clock(seconds: float) -> str:

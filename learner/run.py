@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from actors.contracts import EpisodeRequest
@@ -23,9 +23,11 @@ from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.references import Reference, ReferenceKind, reference_config
 from learner import calibration, checkpoints, references, registry, session
+from learner.algorithms import build_algorithm, give_orders
 from learner.config import RunConfig
+from learner.gradients import check_skipped
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
-from learner.ppo import hard_share, ppo_config, set_schedules
+from learner.ppo import hard_share, set_schedules
 from learner.progress import ProgressFile, iteration_row
 from rewards_service.arithmetic import RewardConfig, dual_variable, quality, required_outputs
 
@@ -75,11 +77,13 @@ class Run:
             groups=resources.groups,
             seed=config.seed,
             torch_threads=resources.torch_threads,
+            episodes_per_request=config.algorithm.episodes_per_request,
+            branch_share=config.algorithm.branch_share,
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,
         )
-        self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
+        self.algorithm: Algorithm = build_algorithm(config, self.settings)
         self.targets: tuple[Target, ...] = ()
         self.hard: tuple[int, ...] = ()
 
@@ -238,7 +242,7 @@ class Run:
             self.hard,
             hard_share(self.config.ppo, self.iteration),
         )
-        self.algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
+        give_orders(self.algorithm, orders)
         set_schedules(self.algorithm, self.config.ppo, self.iteration)
         started = time.monotonic()
         results = self.algorithm.train()
@@ -246,6 +250,7 @@ class Run:
         self.iteration += 1
         self.seconds += spent
         row = iteration_row(results, iteration=self.iteration, seconds=spent)
+        check_skipped(row, self.config.algorithm.max_skipped_updates)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         check_finite(numbers, self._policy().state_dict(), self.iteration)
         left = self.config.ppo.iterations - self.iteration

@@ -7,7 +7,8 @@ is scored elsewhere while another denoises.
 Always true here: an episode's decisions depend on its own request, its own generator and the policy,
 never on the group, slot or batch it sat in; every decision is taken on scores that have arrived; a
 preview is scored once, and with a memo not at all if it was scored in an earlier episode; episodes come
-back in the order of the requests, all of them finished.
+back in the order of the requests, all of them finished. A twin (see `actors.branching`) shares what was
+before its fork, and waits for a free slot like a request.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,11 +38,16 @@ Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class TrainingRequest:
-    """An episode to gather. `stream` seeds the generator that draws its actions."""
+    """An episode to gather. `stream` seeds the generator that draws its actions.
+
+    fork_at: the decision that is taken twice, where the episode gets so far; the second time by a twin, which
+    draws among the other actions.
+    """
 
     request: EpisodeRequest
     stream: tuple[int, ...]
     target: Target
+    fork_at: int | None = None
 
 
 @dataclass
@@ -52,10 +59,13 @@ class Trajectory:
     returned image. values_T is for whoever has a critic to fill. seconds_spent_T is what had been spent on
     the episode when each decision was taken, seconds what it took in all: its equal share of every batched
     step that it was part of (text, denoising, decoding, waiting for scores, deciding). previews_T holds
-    what was seen, where that was asked for.
+    what was seen, where that was asked for. forked_at: the decision that a twin took too, None without one; a
+    twin has all decisions, those before the fork are its trunk's.
     """
 
     training: TrainingRequest
+    forked_at: int | None = None
+    is_twin: bool = False
     observations: list[NDArray[np.float32]] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     logits: list[NDArray[np.float32]] = field(default_factory=list)
@@ -71,6 +81,25 @@ class Trajectory:
     quality: float = float("nan")
     result: EpisodeResult | None = None
 
+    def fork(self) -> Trajectory:
+        """A twin's: the decisions so far."""
+        at = len(self.actions)
+        self.forked_at = at
+        return Trajectory(
+            self.training,
+            forked_at=at,
+            is_twin=True,
+            observations=list(self.observations),
+            actions=list(self.actions),
+            logits=list(self.logits),
+            log_probs=list(self.log_probs),
+            entropies=list(self.entropies),
+            seconds_spent=list(self.seconds_spent),
+            seconds=self.seconds,
+            previews=list(self.previews),
+            scored=list(self.scored),
+        )
+
 
 @dataclass
 class CollectorTimes:
@@ -80,6 +109,15 @@ class CollectorTimes:
     denoising: float = 0.0
     waiting: float = 0.0
     previews: int = 0
+
+
+class _Seen(NamedTuple):
+    """One decision of one slot: what was observed, which actions are legal, and what the policy said."""
+
+    observation: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    logits: NDArray[np.float32]
+    log_probs: NDArray[np.float64]
 
 
 @dataclass
@@ -100,10 +138,26 @@ class _Slot:
     best_image_reward: float = -np.inf
     unscored_decisions: int = 0
 
+    def fork(self) -> _Slot:
+        """A twin about to take the same decision, with random numbers of its own for its actions."""
+        return replace(
+            self,
+            episode=self.episode.fork(),
+            ledger=self.ledger.fork(),
+            trajectory=self.trajectory.fork(),
+            generator=np.random.default_rng((*self.trajectory.training.stream, _TWIN)),
+        )
+
+
+_TWIN = 1
+"""Follows the stream of an episode in its twin's."""
+
 
 @dataclass
 class _Group:
     slots: list[_Slot] = field(default_factory=list)
+    twins: deque[_Slot] = field(default_factory=deque)
+    """Waiting for a free slot."""
     awaiting: list[_Slot] = field(default_factory=list)
     awaited: list[Hashable] = field(default_factory=list)
     """By what their scores are remembered, where they are."""
@@ -145,13 +199,16 @@ class Collector:
         *,
         greedy: bool = False,
     ) -> list[Trajectory]:
-        """Finish every request. Raises what the scoring client raises (a missing or non-finite score)."""
+        """Finish every request; a twin comes right after its trunk.
+
+        Raises what the scoring client raises (a missing or non-finite score).
+        """
         started = time.perf_counter()
         self.times = CollectorTimes()
         queue = deque(enumerate(requests))
         groups = [_Group() for _ in self.capacities]
-        finished: dict[int, Trajectory] = {}
-        while len(finished) < len(requests):
+        finished: dict[tuple[int, bool], Trajectory] = {}
+        while queue or any(group.slots or group.twins for group in groups):
             for group, capacity in zip(groups, self.capacities, strict=True):
                 self._receive(group)
                 self._decide(group, policy, greedy)
@@ -160,7 +217,8 @@ class Collector:
                 self._denoise(group)
                 self._send(group, reward)
         self.times.wall = time.perf_counter() - started
-        return [finished[order] for order in range(len(requests))]
+        assert len(finished) >= len(requests)
+        return [finished[place] for place in sorted(finished)]
 
     def _receive(self, group: _Group) -> None:
         if group.pending is None:
@@ -176,7 +234,7 @@ class Collector:
             self.memo.keep(group.awaited, [Scored.of(row) for row in rows])
         group.pending, group.awaiting, group.awaited = None, [], []
 
-    def _close(self, group: _Group, finished: dict[int, Trajectory]) -> None:
+    def _close(self, group: _Group, finished: dict[tuple[int, bool], Trajectory]) -> None:
         for slot in [slot for slot in group.slots if slot.episode.finished and slot.scores is not None]:
             assert slot.scores is not None
             trajectory, episode = slot.trajectory, slot.episode
@@ -185,7 +243,7 @@ class Collector:
             )
             trajectory.rewards, trajectory.parts = slot.ledger.rewards, slot.ledger.parts
             trajectory.result = episode.result()
-            finished[slot.order] = trajectory
+            finished[slot.order, trajectory.is_twin] = trajectory
             group.slots.remove(slot)
 
     def _decide(self, group: _Group, policy: Policy, greedy: bool) -> None:
@@ -201,9 +259,11 @@ class Collector:
             if not deciding:
                 return
             with _shared(deciding):
-                self._decide_once(deciding, policy, greedy)
+                group.twins.extend(self._decide_once(deciding, policy, greedy))
 
-    def _decide_once(self, deciding: list[_Slot], policy: Policy, greedy: bool) -> None:
+    def _decide_once(self, deciding: list[_Slot], policy: Policy, greedy: bool) -> list[_Slot]:
+        """One decision of each slot; gives the twins of those that fork here."""
+        twins = []
         episodes = [slot.episode for slot in deciding]
         if self.record_previews:
             for slot, image_HWC in zip(deciding, self.engine.preview(episodes), strict=True):
@@ -216,24 +276,34 @@ class Collector:
         logits_BA = policy(observations_BD, mask_BA)
         assert np.isfinite(logits_BA).all(), "the policy's logits are not finite"
         log_probs_BA = _log_softmax(logits_BA)
-        for slot, observation, mask, logits, log_probs in zip(
-            deciding, observations_BD, mask_BA, logits_BA, log_probs_BA, strict=True
-        ):
-            action = int(np.argmax(logits)) if greedy else _draw(log_probs, slot.generator)
-            assert mask[action], f"action {self.engine.action_names[action]} is not legal here"
-            trajectory = slot.trajectory
-            trajectory.observations.append(observation)
-            trajectory.actions.append(action)
-            trajectory.logits.append(logits)
-            trajectory.log_probs.append(float(log_probs[action]))
-            probabilities = np.exp(log_probs)
-            trajectory.entropies.append(float(-(probabilities * log_probs)[mask].sum()))
-            refines = self.engine.action_names[action] == "refine"
-            slot.ledger.decide(attention_entropy(slot.episode.attention_HW if refines else None))
-            slot.unscored_decisions += 1
-            shown_CHW = slot.episode.clean_CHW
-            self.engine.act(slot.episode, action)
-            _forget_if_replaced(slot, shown_CHW)
+        rows = zip(observations_BD, mask_BA, logits_BA, log_probs_BA, strict=True)
+        for slot, seen in zip(deciding, map(_Seen._make, rows), strict=True):
+            log_probs = seen.log_probs
+            action = int(np.argmax(seen.logits)) if greedy else _draw(log_probs, slot.generator)
+            assert seen.mask[action], f"action {self.engine.action_names[action]} is not legal here"
+            if slot.trajectory.training.fork_at == len(slot.trajectory.actions) and not slot.trajectory.is_twin:
+                others = log_probs.copy()
+                others[action] = -np.inf
+                if np.exp(others).sum() > 0.0:
+                    twin = slot.fork()
+                    self._take(twin, _draw(others, twin.generator), seen)
+                    twins.append(twin)
+            self._take(slot, action, seen)
+        return twins
+
+    def _take(self, slot: _Slot, action: int, seen: _Seen) -> None:
+        trajectory = slot.trajectory
+        trajectory.observations.append(seen.observation)
+        trajectory.actions.append(action)
+        trajectory.logits.append(seen.logits)
+        trajectory.log_probs.append(float(seen.log_probs[action]))
+        trajectory.entropies.append(float(-(np.exp(seen.log_probs) * seen.log_probs)[seen.mask].sum()))
+        refines = self.engine.action_names[action] == "refine"
+        slot.ledger.decide(attention_entropy(slot.episode.attention_HW if refines else None))
+        slot.unscored_decisions += 1
+        shown_CHW = slot.episode.clean_CHW
+        self.engine.act(slot.episode, action)
+        _forget_if_replaced(slot, shown_CHW)
 
     def _can_decide(self, episode: Episode) -> bool:
         """Whether nothing of what it observes is still to be scored."""
@@ -264,6 +334,10 @@ class Collector:
         reward: RewardConfig,
     ) -> None:
         free = capacity - sum(not slot.episode.finished for slot in group.slots)
+        while free > 0 and group.twins:
+            twin = group.twins.popleft()
+            group.slots.append(twin)
+            free -= not twin.episode.finished
         taken = [queue.popleft() for _ in range(min(free, len(queue)))]
         if not taken:
             return

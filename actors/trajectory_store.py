@@ -62,8 +62,9 @@ _BATCH_ROWS = 4096
 
 
 def episode_id(trajectory: Trajectory) -> str:
-    """A name that is the same whenever the same episode is run: its random stream."""
-    return "-".join(str(part) for part in trajectory.training.stream)
+    """A name that is the same whenever the same episode is run: its random stream, and whether it is a twin."""
+    name = "-".join(str(part) for part in trajectory.training.stream)
+    return f"{name}-twin" if trajectory.is_twin else name
 
 
 def file_name(folder: Path, iteration: int, runner: int) -> Path:

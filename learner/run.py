@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from actors.contracts import EpisodeRequest
@@ -27,13 +27,15 @@ from actors.references import Reference
 from actors.trajectory_origin import Origin
 from actors.trajectory_store import discard_from
 from learner import calibration, checkpoints, curriculum, references, registration, session
+from learner.algorithms import build_algorithm, give_orders
 from learner.budget import Budget
 from learner.config import RunConfig
 from learner.env_runners import EnvRunners
 from learner.events import EventLog
+from learner.gradients import check_skipped
 from learner.guards import Guards, StopRequest, TrainingFailure, check_finite
 from learner.held_out import HeldOutWatch, held_out_requests
-from learner.ppo import ppo_config, set_schedules
+from learner.ppo import set_schedules
 from learner.progress import iteration_row
 from learner.reference_runs import ReferenceRuns
 from learner.run_log import RunLog
@@ -79,13 +81,15 @@ class Run:
             groups=resources.groups,
             seed=config.seed,
             torch_threads=resources.torch_threads,
+            episodes_per_request=config.algorithm.episodes_per_request,
+            branch_share=config.algorithm.branch_share,
             memo_mib=resources.memo_mib,
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,
             trajectory_previews=config.checkpoints.trajectory_previews,
         )
-        self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
+        self.algorithm: Algorithm = build_algorithm(config, self.settings)
         self._runners = EnvRunners(
             self.algorithm, resources.num_env_runners, config.guards.runners_patience_s, self.events
         )
@@ -213,7 +217,7 @@ class Run:
             self.config.curriculum, self.hardest_first, self.iteration, self.config.ppo.iterations
         )
         orders = Orders(self.iteration, self.reward, self.targets, focus.requests, focus.share)
-        self._runners.take_orders(orders)
+        give_orders(self.algorithm, orders)
         set_schedules(self.algorithm, self.config.ppo, self.iteration)
         started = time.monotonic()
         results = self.algorithm.train()
@@ -222,6 +226,7 @@ class Run:
         self.events.iteration = self.iteration
         self.seconds += spent
         row = iteration_row(results, iteration=self.iteration, seconds=spent)
+        check_skipped(row, self.config.algorithm.max_skipped_updates)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         check_finite(numbers, self._policy().state_dict(), self.iteration)
         left = self.config.ppo.iterations - self.iteration

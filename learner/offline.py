@@ -8,6 +8,7 @@ Held-out prompts are measured on and never learnt from.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import time
@@ -29,6 +30,8 @@ from learner.json_lines import read_rows
 from learner.offline_config import OfflineConfig
 from learner.offline_data import Survey, survey
 from learner.progress import progress_file
+from learner.registration import patiently
+from learner.tracking import first_line
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -142,14 +145,27 @@ def _register(config: OfflineConfig, origin: Origin, ended: str, found: Survey) 
         return None
     last = read_rows(config.run_dir / "progress.jsonl")[-1]
     uri = settings.tracking_uri or registry.tracking_uri(config.run_dir.parent)
+    attempt = functools.partial(_new_version, config, origin, uri, ended, last, found)
+    try:
+        return patiently(attempt, settings.patience_s)
+    except Exception as error:  # whatever a server, a proxy, a database or a disk may raise
+        raise UserError(
+            f"registry {uri}: does not take the policy ({first_line(error)}); it is in "
+            f"{config.run_dir / 'policy'}"
+        ) from error
+
+
+def _new_version(
+    config: OfflineConfig, origin: Origin, uri: str, ended: str, last: dict[str, Any], found: Survey
+) -> str:
     return registry.register(
         config.run_dir / "policy",
         name=registry.model_name(origin.config["backbone"]["name"]),
         uri=uri,
-        run_id=registry.new_run(uri, settings.experiment, config.name, config.as_dict()),
+        run_id=registry.new_run(uri, config.registry.experiment, config.name, config.as_dict()),
         metrics={**last, "behaviour_return": found.mean_return, "episodes": float(found.episodes)},
         step=last["iteration"],
         config=config.as_dict(),
         tags={"backbone": origin.metadata["backbone"], "run_dir": str(config.run_dir), "ended": ended},
-        alias=settings.alias,
+        alias=config.registry.alias,
     )

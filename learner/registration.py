@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,16 +80,24 @@ def register_run(run_dir: Path) -> str:
 
 def register_patiently(run_dir: Path, patience_s: float, events: EventLog) -> str | None:
     """`register_run`, tried for so long; None, and an event that says how to do it later, if it fails."""
+    try:
+        return patiently(lambda: register_run(run_dir), patience_s)
+    except Exception as error:  # whatever a server, a proxy, a database or a disk may raise
+        events.record(
+            "registry",
+            f"the policy is trained but not registered ({first_line(error)}); it is in "
+            f"{run_dir / 'policy'}; register it with: {COMMAND} {run_dir.name}",
+        )
+        return None
+
+
+def patiently(attempt: Callable[[], str], patience_s: float) -> str:
+    """What an attempt gives, made again and again for so long; raises what the last one raised."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return register_run(run_dir)
-        except Exception as error:  # whatever a server, a proxy, a database or a disk may raise
+            return attempt()
+        except Exception:  # whatever a server, a proxy, a database or a disk may raise
             if time.monotonic() + _PAUSE_S >= deadline:
-                events.record(
-                    "registry",
-                    f"the policy is trained but not registered ({first_line(error)}); it is in "
-                    f"{run_dir / 'policy'}; register it with: {COMMAND} {run_dir.name}",
-                )
-                return None
+                raise
         time.sleep(_PAUSE_S)

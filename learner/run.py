@@ -23,7 +23,7 @@ from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.references import Reference, ReferenceKind, reference_config
 from learner import calibration, checkpoints, references, registry, session
-from learner.algorithms import build_algorithm, give_orders
+from learner.algorithms import algorithm_config, give_orders
 from learner.config import RunConfig
 from learner.gradients import check_skipped
 from learner.guards import CollapseDetector, LostEpisodes, StopRequest, TrainingFailure, check_finite
@@ -83,7 +83,7 @@ class Run:
             if config.checkpoints.trajectories
             else None,
         )
-        self.algorithm: Algorithm = build_algorithm(config, self.settings)
+        self.algorithm: Algorithm = algorithm_config(config, self.settings).build_algo()
         self.targets: tuple[Target, ...] = ()
         self.hard: tuple[int, ...] = ()
 

@@ -47,6 +47,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     timed = {"seconds", "time_left_s", "episodes_per_s", "denoiser_utilisation", "waiting_share"}
+    timed |= {"sampling_s", "update_s"}
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 

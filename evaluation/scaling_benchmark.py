@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -143,7 +143,7 @@ def sleeping_world(config: RunConfig) -> Iterator[session.World]:
 
 
 def measure(
-    *, env_runners: int, slots: int, rounds: int, iterations: int, algorithm: AlgorithmName
+    *, env_runners: int, slots: int, rounds: int, iterations: int, algorithm: str
 ) -> dict[str, Any]:
     """A run of `env_runners`, each with `slots` slots that are filled `rounds` times an iteration.
 
@@ -151,7 +151,7 @@ def measure(
     cores_at_ideal: how many cores that would keep busy at the ideal rate, so with fewer than that, or hardly
     more, the machine is what limits; sampling_s, update_s, rest_s: median of an iteration's parts.
     """
-    config = _config(env_runners, slots, rounds, iterations, algorithm)
+    config = _config(env_runners, slots, rounds, iterations, cast(AlgorithmName, algorithm))
     marks: list[tuple[float, dict[str, float], dict[str, Any]]] = []
 
     def mark(row: dict[str, Any]) -> None:
@@ -197,7 +197,11 @@ def measure(
     }
 
 
-def _config(env_runners: int, slots: int, rounds: int, iterations: int, algorithm: AlgorithmName) -> Any:
+def _config(
+    env_runners: int, slots: int, rounds: int, iterations: int, algorithm: AlgorithmName
+) -> Callable[[str], RunConfig]:
+    """By the folder that it writes to."""
+
     def config(folder: str) -> RunConfig:
         return RunConfig(
             runs_dir=folder,
@@ -226,6 +230,23 @@ def _config(env_runners: int, slots: int, rounds: int, iterations: int, algorith
         )
 
     return config
+
+
+def check_algorithms(names: Sequence[str]) -> None:
+    """Raise UserError for a name that is no algorithm."""
+    for name in names:
+        AlgorithmSettings(cast(AlgorithmName, name)).validate(num_env_runners=1, episodes_per_iteration=1)
+
+
+def table(reports: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The reports as columns, with the names in front; the first row is the header."""
+    rows = [["", *(f"{report['algorithm']}, {report['env_runners']}" for report in reports)]]
+    for name in reports[0]:
+        if name not in ("algorithm", "env_runners", "cpu_ms"):
+            rows.append([name, *(f"{report[name]:.4g}" for report in reports)])
+    for kind in reports[0]["cpu_ms"]:
+        rows.append([f"cpu_ms {kind}", *(f"{report['cpu_ms'][kind]:.4g}" for report in reports)])
+    return rows
 
 
 def ideal_seconds(slots: int, rounds: int) -> float:

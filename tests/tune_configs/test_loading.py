@@ -53,6 +53,7 @@ def test_every_section_and_option_of_the_defaults_is_written_down() -> None:
     """Whoever reads the YAML sees each option of PPO, prompts, resources, evaluation: none is hidden."""
     tree = compose()
     sections: dict[str, Any] = {
+        "algorithm/ppo": tree.run.algorithm,
         "ppo/tuned": tree.run.ppo,
         "prompts/shapes": tree.run.prompts,
         "resources/laptop": tree.run.resources,

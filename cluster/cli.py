@@ -234,6 +234,54 @@ def bench_scoring(
     bench_command.bench_scoring(calls=calls, images=images, out=json_file)
 
 
+@bench_app.command("update")
+def bench_update(
+    decisions: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Decisions of one update.")
+    ] = 2000,
+    repeats: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Repetitions behind each median.")
+    ] = 5,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
+    ] = None,
+) -> None:
+    """Measure PPO's update on the seeds' observation, for several minibatch sizes, on one core."""
+    from cluster import bench_command
+
+    bench_command.bench_update(decisions=decisions, repeats=repeats, out=json_file)
+
+
+@bench_app.command("scaling")
+def bench_scaling(
+    env_runners: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Numbers of env runners, one after another.")
+    ] = "8,16,32",
+    algorithms: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Learning algorithms, one after another.")
+    ] = "ppo,appo",
+    slots: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Episodes one env runner carries.")
+    ] = 8,
+    iterations: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Iterations that count.")
+    ] = 5,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
+    ] = None,
+) -> None:
+    """Measure training with many env runners, a denoiser and scorers that only take time."""
+    from cluster import bench_command
+
+    bench_command.bench_scaling(
+        env_runners=[whole_number(text) for text in env_runners.split(",")],
+        algorithms=algorithms.split(","),
+        slots=slots,
+        iterations=iterations,
+        out=json_file,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit. Libraries' warnings are for developers: `python -W` shows them."""
     if not sys.warnoptions:

@@ -25,9 +25,9 @@ _CONFIGS: dict[AlgorithmName, Callable[[RunConfig, RunnerSettings], AlgorithmCon
 }
 
 
-def build_algorithm(config: RunConfig, settings: RunnerSettings) -> Algorithm:
-    """RLlib's algorithm with its env runners running."""
-    return _CONFIGS[config.algorithm.name](config, settings).build_algo()
+def algorithm_config(config: RunConfig, settings: RunnerSettings) -> AlgorithmConfig:
+    """RLlib's configuration; `build_algo()` starts its env runners."""
+    return _CONFIGS[config.algorithm.name](config, settings)
 
 
 def give_orders(algorithm: Algorithm, orders: Orders) -> None:

@@ -13,7 +13,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    TIMERS,
+)
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -28,6 +34,8 @@ _LEARNER = {
     "vf_explained_var": "explained_variance",
     "gradients_default_optimizer_global_norm": "gradient_norm",
 }
+_TIMERS = {"sampling_s": ENV_RUNNER_SAMPLING_TIMER, "update_s": LEARNER_UPDATE_TIMER}
+"""RLlib smooths them over iterations."""
 _MINIBATCH = frozenset(_LEARNER.values())
 """Of the last minibatch."""
 
@@ -48,7 +56,7 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
     if row["episodes"] == 0:
         return row
     episodes, decisions = sums["episodes"], sums["decisions"]
-    learner = results[LEARNER_RESULTS][DEFAULT_MODULE_ID]
+    learner, timers = results[LEARNER_RESULTS][DEFAULT_MODULE_ID], results.get(TIMERS, {})
     nfe = sums["nfe"] / episodes
     row |= {
         "decisions": int(decisions),
@@ -70,6 +78,7 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
         "twins": int(sums.get("twins", 0)),
         "policy_lag": float(learner["weights_seq_no"]) - 1.0 - sums["weights_seq_no"] / episodes,
         "episodes_per_s": episodes / seconds,
+        **{name: float(timers.get(theirs, 0.0)) for name, theirs in _TIMERS.items()},
     }
     row |= {name: int(learner.get(name, 0)) for name in (SKIPPED, SKIPPED_IN_A_ROW)}
     row |= {ours: float(learner[theirs]) for theirs, ours in _LEARNER.items() if theirs in learner}

@@ -27,7 +27,7 @@ from actors.references import Reference
 from actors.trajectory_origin import Origin
 from actors.trajectory_store import discard_from
 from learner import calibration, checkpoints, curriculum, references, registration, session
-from learner.algorithms import build_algorithm, give_orders
+from learner.algorithms import algorithm_config, give_orders
 from learner.budget import Budget
 from learner.config import RunConfig
 from learner.env_runners import EnvRunners
@@ -89,7 +89,7 @@ class Run:
             else None,
             trajectory_previews=config.checkpoints.trajectory_previews,
         )
-        self.algorithm: Algorithm = build_algorithm(config, self.settings)
+        self.algorithm: Algorithm = algorithm_config(config, self.settings).build_algo()
         self._runners = EnvRunners(
             self.algorithm, resources.num_env_runners, config.guards.runners_patience_s, self.events
         )

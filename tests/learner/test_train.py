@@ -51,6 +51,8 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     timed = {
         "time",
         "seconds",
+        "sampling_s",
+        "update_s",
         "time_left_s",
         "held_out/seconds",
         "held_out/share",

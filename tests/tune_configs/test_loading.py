@@ -55,6 +55,7 @@ def test_every_section_and_option_of_the_defaults_is_written_down() -> None:
     """Whoever reads the YAML sees each option of PPO, prompts, resources, evaluation: none is hidden."""
     tree = compose()
     sections: dict[str, Any] = {
+        "algorithm/ppo": tree.run.algorithm,
         "ppo/tuned": tree.run.ppo,
         "prompts/shapes": tree.run.prompts,
         "curriculum/hard_first": tree.run.curriculum,
@@ -80,8 +81,9 @@ def test_an_override_changes_its_option_and_nothing_else() -> None:
 
 
 def test_the_seeds_ppo_brings_their_curriculum_unless_the_user_chooses_one() -> None:
-    assert compose(["ppo=seed"]).run.curriculum == compose(["curriculum=easy_first"]).run.curriculum
-    assert compose(["ppo=seed", "curriculum=none"]).run.curriculum.phases == ()
+    easy_first = compose(["curriculum=easy_first"]).run.curriculum
+    assert compose(["ppo=seed_v1"]).run.curriculum == compose(["ppo=seed_v2"]).run.curriculum == easy_first
+    assert compose(["ppo=seed_v2", "curriculum=none"]).run.curriculum.phases == ()
     own = compose(["curriculum.phases=[{until: 0.5, to_quantile: 0.5}]"]).run.curriculum
     assert own.phases == (Phase(until=0.5, to_quantile=0.5),)
 

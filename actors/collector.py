@@ -7,21 +7,24 @@ is scored elsewhere while another denoises.
 Always true here: an episode's decisions depend on its own request, its own generator and the policy,
 never on the group, slot or batch it sat in; every decision is taken on scores that have arrived; a
 preview is scored once, and with a memo not at all if it was scored in an earlier episode; episodes come
-back in the order of the requests, all of them finished.
+back in the order of the requests, all of them finished. A twin (see `actors.branching`) shares what was
+before its fork, and waits for a free slot like a request.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult
+from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult, Images
 from actors.engine import Engine, Episode
 from actors.ledger import RewardLedger, Target
 from actors.memo import Memo, Scored, score_keys
@@ -35,11 +38,16 @@ Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class TrainingRequest:
-    """An episode to gather. `stream` seeds the generator that draws its actions."""
+    """An episode to gather. `stream` seeds the generator that draws its actions.
+
+    fork_at: the decision that is taken twice, where the episode gets so far; the second time by a twin, which
+    draws among the other actions.
+    """
 
     request: EpisodeRequest
     stream: tuple[int, ...]
     target: Target
+    fork_at: int | None = None
 
 
 @dataclass
@@ -48,10 +56,16 @@ class Trajectory:
 
     observations_TD, actions_T, rewards_T (each the sum of its parts), logits_TA and log_probs_T belong to the
     decisions; scored holds (decision, scores) of every scored preview, the last entry is the
-    returned image.
+    returned image. values_T is for whoever has a critic to fill. seconds_spent_T is what had been spent on
+    the episode when each decision was taken, seconds what it took in all: its equal share of every batched
+    step that it was part of (text, denoising, decoding, waiting for scores, deciding). previews_T holds
+    what was seen, where that was asked for. forked_at: the decision that a twin took too, None without one; a
+    twin has all decisions, those before the fork are its trunk's.
     """
 
     training: TrainingRequest
+    forked_at: int | None = None
+    is_twin: bool = False
     observations: list[NDArray[np.float32]] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     logits: list[NDArray[np.float32]] = field(default_factory=list)
@@ -59,9 +73,32 @@ class Trajectory:
     entropies: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     parts: list[Components] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    seconds_spent: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    previews: list[Images] = field(default_factory=list)
     scored: list[tuple[int, ScoreRow]] = field(default_factory=list)
     quality: float = float("nan")
     result: EpisodeResult | None = None
+
+    def fork(self) -> Trajectory:
+        """A twin's: the decisions so far."""
+        at = len(self.actions)
+        self.forked_at = at
+        return Trajectory(
+            self.training,
+            forked_at=at,
+            is_twin=True,
+            observations=list(self.observations),
+            actions=list(self.actions),
+            logits=list(self.logits),
+            log_probs=list(self.log_probs),
+            entropies=list(self.entropies),
+            seconds_spent=list(self.seconds_spent),
+            seconds=self.seconds,
+            previews=list(self.previews),
+            scored=list(self.scored),
+        )
 
 
 @dataclass
@@ -72,6 +109,15 @@ class CollectorTimes:
     denoising: float = 0.0
     waiting: float = 0.0
     previews: int = 0
+
+
+class _Seen(NamedTuple):
+    """One decision of one slot: what was observed, which actions are legal, and what the policy said."""
+
+    observation: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    logits: NDArray[np.float32]
+    log_probs: NDArray[np.float64]
 
 
 @dataclass
@@ -92,10 +138,26 @@ class _Slot:
     best_image_reward: float = -np.inf
     unscored_decisions: int = 0
 
+    def fork(self) -> _Slot:
+        """A twin about to take the same decision, with random numbers of its own for its actions."""
+        return replace(
+            self,
+            episode=self.episode.fork(),
+            ledger=self.ledger.fork(),
+            trajectory=self.trajectory.fork(),
+            generator=np.random.default_rng((*self.trajectory.training.stream, _TWIN)),
+        )
+
+
+_TWIN = 1
+"""Follows the stream of an episode in its twin's."""
+
 
 @dataclass
 class _Group:
     slots: list[_Slot] = field(default_factory=list)
+    twins: deque[_Slot] = field(default_factory=deque)
+    """Waiting for a free slot."""
     awaiting: list[_Slot] = field(default_factory=list)
     awaited: list[Hashable] = field(default_factory=list)
     """By what their scores are remembered, where they are."""
@@ -118,11 +180,14 @@ class Collector:
         slots: int,
         groups: int,
         memo: Memo[Scored] | None = None,
+        record_previews: bool = False,
     ) -> None:
+        """`record_previews` keeps an image a decision, which has to be decoded for it."""
         self.memo = memo
         self.engine = engine
         self.observer = observer
         self.client = client
+        self.record_previews = record_previews
         self.capacities = [len(range(group, slots, groups)) for group in range(groups)]
         self.times = CollectorTimes()
 
@@ -134,13 +199,16 @@ class Collector:
         *,
         greedy: bool = False,
     ) -> list[Trajectory]:
-        """Finish every request. Raises what the scoring client raises (a missing or non-finite score)."""
+        """Finish every request; a twin comes right after its trunk.
+
+        Raises what the scoring client raises (a missing or non-finite score).
+        """
         started = time.perf_counter()
         self.times = CollectorTimes()
         queue = deque(enumerate(requests))
         groups = [_Group() for _ in self.capacities]
-        finished: dict[int, Trajectory] = {}
-        while len(finished) < len(requests):
+        finished: dict[tuple[int, bool], Trajectory] = {}
+        while queue or any(group.slots or group.twins for group in groups):
             for group, capacity in zip(groups, self.capacities, strict=True):
                 self._receive(group)
                 self._decide(group, policy, greedy)
@@ -149,13 +217,15 @@ class Collector:
                 self._denoise(group)
                 self._send(group, reward)
         self.times.wall = time.perf_counter() - started
-        return [finished[order] for order in range(len(requests))]
+        assert len(finished) >= len(requests)
+        return [finished[place] for place in sorted(finished)]
 
     def _receive(self, group: _Group) -> None:
         if group.pending is None:
             return
         started = time.perf_counter()
-        scores = group.pending.result()
+        with _shared(group.awaiting):
+            scores = group.pending.result()
         self.times.waiting += time.perf_counter() - started
         rows = [{name: values[row] for name, values in scores.items()} for row in range(len(group.awaiting))]
         for slot, row in zip(group.awaiting, rows, strict=True):
@@ -164,7 +234,7 @@ class Collector:
             self.memo.keep(group.awaited, [Scored.of(row) for row in rows])
         group.pending, group.awaiting, group.awaited = None, [], []
 
-    def _close(self, group: _Group, finished: dict[int, Trajectory]) -> None:
+    def _close(self, group: _Group, finished: dict[tuple[int, bool], Trajectory]) -> None:
         for slot in [slot for slot in group.slots if slot.episode.finished and slot.scores is not None]:
             assert slot.scores is not None
             trajectory, episode = slot.trajectory, slot.episode
@@ -173,7 +243,7 @@ class Collector:
             )
             trajectory.rewards, trajectory.parts = slot.ledger.rewards, slot.ledger.parts
             trajectory.result = episode.result()
-            finished[slot.order] = trajectory
+            finished[slot.order, trajectory.is_twin] = trajectory
             group.slots.remove(slot)
 
     def _decide(self, group: _Group, policy: Policy, greedy: bool) -> None:
@@ -188,35 +258,52 @@ class Collector:
             deciding = [slot for slot in group.slots if self._can_decide(slot.episode)]
             if not deciding:
                 return
-            self._decide_once(deciding, policy, greedy)
+            with _shared(deciding):
+                group.twins.extend(self._decide_once(deciding, policy, greedy))
 
-    def _decide_once(self, deciding: list[_Slot], policy: Policy, greedy: bool) -> None:
+    def _decide_once(self, deciding: list[_Slot], policy: Policy, greedy: bool) -> list[_Slot]:
+        """One decision of each slot; gives the twins of those that fork here."""
+        twins = []
         episodes = [slot.episode for slot in deciding]
+        if self.record_previews:
+            for slot, image_HWC in zip(deciding, self.engine.preview(episodes), strict=True):
+                slot.trajectory.previews.append(image_HWC)
         for slot, episode in zip(deciding, episodes, strict=True):
+            slot.trajectory.seconds_spent.append(slot.trajectory.seconds)
             slot.ledger.reach(cost=episode.cost, nfe=episode.nfe, attempt=episode.attempt, scores=slot.scores)
         mask_BA = self.engine.legal(episodes)
         observations_BD = self._observe(deciding, mask_BA)
         logits_BA = policy(observations_BD, mask_BA)
         assert np.isfinite(logits_BA).all(), "the policy's logits are not finite"
         log_probs_BA = _log_softmax(logits_BA)
-        for slot, observation, mask, logits, log_probs in zip(
-            deciding, observations_BD, mask_BA, logits_BA, log_probs_BA, strict=True
-        ):
-            action = int(np.argmax(logits)) if greedy else _draw(log_probs, slot.generator)
-            assert mask[action], f"action {self.engine.action_names[action]} is not legal here"
-            trajectory = slot.trajectory
-            trajectory.observations.append(observation)
-            trajectory.actions.append(action)
-            trajectory.logits.append(logits)
-            trajectory.log_probs.append(float(log_probs[action]))
-            probabilities = np.exp(log_probs)
-            trajectory.entropies.append(float(-(probabilities * log_probs)[mask].sum()))
-            refines = self.engine.action_names[action] == "refine"
-            slot.ledger.decide(attention_entropy(slot.episode.attention_HW if refines else None))
-            slot.unscored_decisions += 1
-            shown_CHW = slot.episode.clean_CHW
-            self.engine.act(slot.episode, action)
-            _forget_if_replaced(slot, shown_CHW)
+        rows = zip(observations_BD, mask_BA, logits_BA, log_probs_BA, strict=True)
+        for slot, seen in zip(deciding, map(_Seen._make, rows), strict=True):
+            log_probs = seen.log_probs
+            action = int(np.argmax(seen.logits)) if greedy else _draw(log_probs, slot.generator)
+            assert seen.mask[action], f"action {self.engine.action_names[action]} is not legal here"
+            if slot.trajectory.training.fork_at == len(slot.trajectory.actions) and not slot.trajectory.is_twin:
+                others = log_probs.copy()
+                others[action] = -np.inf
+                if np.exp(others).sum() > 0.0:
+                    twin = slot.fork()
+                    self._take(twin, _draw(others, twin.generator), seen)
+                    twins.append(twin)
+            self._take(slot, action, seen)
+        return twins
+
+    def _take(self, slot: _Slot, action: int, seen: _Seen) -> None:
+        trajectory = slot.trajectory
+        trajectory.observations.append(seen.observation)
+        trajectory.actions.append(action)
+        trajectory.logits.append(seen.logits)
+        trajectory.log_probs.append(float(seen.log_probs[action]))
+        trajectory.entropies.append(float(-(np.exp(seen.log_probs) * seen.log_probs)[seen.mask].sum()))
+        refines = self.engine.action_names[action] == "refine"
+        slot.ledger.decide(attention_entropy(slot.episode.attention_HW if refines else None))
+        slot.unscored_decisions += 1
+        shown_CHW = slot.episode.clean_CHW
+        self.engine.act(slot.episode, action)
+        _forget_if_replaced(slot, shown_CHW)
 
     def _can_decide(self, episode: Episode) -> bool:
         """Whether nothing of what it observes is still to be scored."""
@@ -247,21 +334,29 @@ class Collector:
         reward: RewardConfig,
     ) -> None:
         free = capacity - sum(not slot.episode.finished for slot in group.slots)
+        while free > 0 and group.twins:
+            twin = group.twins.popleft()
+            group.slots.append(twin)
+            free -= not twin.episode.finished
         taken = [queue.popleft() for _ in range(min(free, len(queue)))]
         if not taken:
             return
+        started = time.perf_counter()
         episodes = self.engine.begin([training.request for _, training in taken])
+        seconds = (time.perf_counter() - started) / len(taken)
         for (order, training), episode in zip(taken, episodes, strict=True):
             ledger = RewardLedger(reward, training.target, training.request.prompt)
             generator = np.random.default_rng(training.stream)
-            group.slots.append(_Slot(episode, ledger, Trajectory(training), order, generator))
+            trajectory = Trajectory(training, seconds=seconds)
+            group.slots.append(_Slot(episode, ledger, trajectory, order, generator))
 
     def _denoise(self, group: _Group) -> None:
         running = [slot for slot in group.slots if slot.episode.state == "denoising"]
         if not running:
             return
         started = time.perf_counter()
-        self.engine.denoise([slot.episode for slot in running])
+        with _shared(running):
+            self.engine.denoise([slot.episode for slot in running])
         self.times.denoising += time.perf_counter() - started
         for slot in running:
             slot.scores = None
@@ -273,10 +368,10 @@ class Collector:
             self._remember(group, self.memo, outputs)
         if not group.awaiting:
             return
-        latents_BCHW = torch.stack([slot.episode.clean_CHW for slot in group.awaiting])
         prompts = [slot.episode.request.prompt for slot in group.awaiting]
-        images = self.engine.backbone.preview(latents_BCHW)
-        group.pending = self.client.submit(images, prompts, outputs)
+        with _shared(group.awaiting):
+            images = self.engine.preview([slot.episode for slot in group.awaiting])
+            group.pending = self.client.submit(images, prompts, outputs)
         self.times.previews += len(prompts)
 
     def _remember(self, group: _Group, memo: Memo[Scored], outputs: Sequence[str]) -> None:
@@ -301,6 +396,16 @@ class Collector:
             return False
         first = not slot.trajectory.actions
         return first or self.observer.scores_every_decision or slot.unscored_decisions >= reward.score_every
+
+
+@contextlib.contextmanager
+def _shared(slots: Sequence[_Slot]) -> Iterator[None]:
+    """Each slot's episode is charged an equal share of the seconds that pass inside."""
+    started = time.perf_counter()
+    yield
+    share = (time.perf_counter() - started) / len(slots)
+    for slot in slots:
+        slot.trajectory.seconds += share
 
 
 def _enter(slot: _Slot, scores: dict[str, NDArray[np.float32]]) -> None:

@@ -1,8 +1,8 @@
 """The Ray actor that gathers training episodes: RLlib's EnvRunner around the `Collector`.
 
-Always true here: `sample` gives whole episodes, this runner's share of the iteration's requests, in a
-fixed order; which requests those are follows from the iteration's number alone, so a replaced runner
-goes on where the others are. The copy RLlib builds in the driver (`worker_index` 0) holds the policy and
+Always true here: `sample` gives whole episodes, this runner's share of a round's requests, in a fixed order;
+which requests those are follows from the round's number alone, so a replaced runner goes on where it was. A
+round is the iteration that the driver orders; an asynchronous algorithm's runners count their own. The copy RLlib builds in the driver (`worker_index` 0) holds the policy and
 the state to hand on, but no backbone, unless there is no other runner: then it samples itself.
 """
 
@@ -30,6 +30,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
 from actors import trajectory_store
+from actors.branching import compare
 from actors.collector import Collector, TrainingRequest, Trajectory, final_scores
 from actors.contracts import Backbone, EpisodeRequest
 from actors.engine import Engine, EngineConfig
@@ -43,6 +44,10 @@ from rewards_service.contracts import RewardClient
 
 _logger = logging.getLogger(__name__)
 ORDERS = "orders"
+ROUNDS = "rounds"
+#: In an episode's `custom_data`: its prompt, and where it was forked what the comparison came to.
+PROMPT = "prompt"
+COMPARISON = "comparison"
 #: Prefix of our own metrics in RLlib's results.
 METRICS = "addiffusion"
 
@@ -52,8 +57,10 @@ class RunnerSettings:
     """What never changes in a run; it travels to every env runner in RLlib's `env_config`.
 
     make_backbone, make_client: called in the env runner's process; requests: the fixed set that is
-    trained on; trajectories: folder for Parquet files, None writes none; memo_mib: for denoiser calls that
-    were made before, and a quarter of it for scores (0: everything is computed again).
+    trained on; episodes_per_request: how often each is run in a row; branch_share: of the episodes, so many
+    fork at a decision drawn among the schedule's (see `actors.branching`); trajectories: folder for Parquet
+    files, None writes none; trajectory_previews: with an image of every decision in them; memo_mib: for
+    denoiser calls that were made before, and a quarter of it for scores (0: everything is computed again).
     """
 
     make_backbone: Callable[[], Backbone]
@@ -66,7 +73,10 @@ class RunnerSettings:
     groups: int
     seed: int
     torch_threads: int = 1
+    episodes_per_request: int = 1
+    branch_share: float = 0.0
     trajectories: str | None = None
+    trajectory_previews: bool = False
     memo_mib: float = 0.0
 
 
@@ -80,7 +90,8 @@ class Orders:
 
     targets: what each request's episode is measured against, in the order of `RunnerSettings.requests`;
     focus: indices of requests that the curriculum draws more often; focus_share: of the iteration's
-    episodes, so many are drawn from these alone.
+    episodes, so many are drawn from these alone; rounds: how many each env runner has done so far where they
+    count them themselves, empty where the iteration is the round.
     """
 
     iteration: int
@@ -88,6 +99,7 @@ class Orders:
     targets: tuple[Target, ...]
     focus: tuple[int, ...] = ()
     focus_share: float = 0.0
+    rounds: tuple[int, ...] = ()
 
 
 def iteration_requests(
@@ -99,26 +111,29 @@ def iteration_requests(
     *,
     focus: Sequence[int] = (),
     focus_share: float = 0.0,
+    repeats: int = 1,
 ) -> list[tuple[int, int]]:
     """(pass, index) of the requests that part `share[0]` of `share[1]` has to run in an iteration.
 
     Requests come in passes, each a permutation of all `count` of them that depends on the seed and the
     pass; iteration i takes the i-th `episodes` of that endless sequence. `focus_share` of them, drawn by
-    seed and position, give way to one of `focus`, in a pass of its own. A part gets requests that it had
-    before, as far as all parts get equally many: it may remember them.
+    seed and position, give way to one of `focus`, in a pass of its own. Each is taken `repeats` times in a
+    row, in as many passes. A part gets requests that it had before, as far as all parts get equally many: it
+    may remember them.
     """
     part, parts = share
     orders: dict[int, NDArray[np.int64]] = {}
     chosen = []
-    for position in range(iteration * episodes, (iteration + 1) * episodes):
+    for place in range(iteration * episodes, (iteration + 1) * episodes):
+        position, repeat = divmod(place, repeats)
         draw = np.random.default_rng([seed, position, 2])
         if focus and draw.random() < focus_share:
-            chosen.append((_FOCUS_PASSES + position, focus[int(draw.integers(len(focus)))]))
+            chosen.append((_FOCUS_PASSES + place, focus[int(draw.integers(len(focus)))]))
             continue
         round_, offset = divmod(position, count)
         if round_ not in orders:
             orders[round_] = np.random.default_rng([seed, round_]).permutation(count)
-        chosen.append((round_, int(orders[round_][offset])))
+        chosen.append((round_ * repeats + repeat, int(orders[round_][offset])))
     return _spread(chosen, parts)[part]
 
 
@@ -153,6 +168,8 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         self.index = int(kwargs.get("worker_index") or 0)
         self.orders: Orders | None = None
         self.collector: Collector | None = None
+        self.rounds = 0
+        self._env_runner_state_server: Any = None  # RLlib's name: asynchronous algorithms set it
         self._weights_seq_no = 0
         self._finished: list[SingleAgentEpisode] = []
         self.make_module()
@@ -177,6 +194,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             slots=settings.slots,
             groups=settings.groups,
             memo=scores,
+            record_previews=settings.trajectories is not None and settings.trajectory_previews,
         )
 
     def make_module(self) -> None:
@@ -208,6 +226,8 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
     def take_orders(self, orders: Orders) -> None:
         """Iteration, reward and references for the next `sample`."""
         self.orders = orders
+        if orders.rounds and self.index > 0:
+            self.rounds = max(self.rounds, orders.rounds[self.index - 1])
 
     def run_references(
         self, requests: Sequence[EpisodeRequest], reward: RewardConfig, num_steps: int, *, observe: bool
@@ -242,43 +262,68 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
     # -- RLlib's interface ---------------------------------------------------------------------------
 
     def sample(self, *, explore: bool | None = None, **kwargs: Any) -> list[SingleAgentEpisode]:
-        """This runner's episodes of the current iteration, all finished."""
+        """This runner's episodes of the current round, all finished."""
+        self._pull()
         orders, settings, collector = self.orders, self.settings, self.collector
         assert orders is not None, "sample() before take_orders()"
         assert collector is not None, "the driver's copy of the env runner cannot sample"
         explore = self.config.explore if explore is None else explore
+        round_ = self.rounds if orders.rounds else orders.iteration
         chosen = iteration_requests(
             len(settings.requests),
-            orders.iteration,
+            round_,
             settings.episodes_per_iteration,
             settings.seed,
             self.share,
             focus=orders.focus,
             focus_share=orders.focus_share,
+            repeats=settings.episodes_per_request,
         )
         training = [self._training_request(round_, index, orders) for round_, index in chosen]
         gathered = collector.collect(training, self._policy(explore), orders.reward, greedy=not explore)
-        self._log(gathered, unwritten=0 if self._keep(gathered, orders.iteration) else len(gathered))
-        episodes = [self._episode(trajectory) for trajectory in gathered]
+        written = self._keep(gathered, round_)
+        self.rounds = round_ + 1
+        trunks = [trajectory for trajectory in gathered if not trajectory.is_twin]
+        self._log(trunks, twins=len(gathered) - len(trunks), unwritten=0 if written else len(gathered))
+        episodes = self._episodes(gathered, orders.reward.gamma_d)
         self._finished.extend(episodes)
         return episodes
 
-    def _keep(self, gathered: Sequence[Trajectory], iteration: int) -> bool:
+    def _keep(self, gathered: Sequence[Trajectory], round_: int) -> bool:
         """Write trajectories where they are wanted; False where the disk refuses."""
         if self.settings.trajectories is None:
             return True
-        name = f"iteration-{iteration:06d}-runner-{self.index:03d}.parquet"
+        self._value(gathered)
+        path = trajectory_store.file_name(Path(self.settings.trajectories), round_, self.index)
         try:
-            trajectory_store.write(gathered, Path(self.settings.trajectories) / name, self._weights_seq_no)
+            trajectory_store.write(gathered, path, self._weights_seq_no)
         except OSError as error:
             _logger.warning("trajectories not written: %s", error)
             return False
         return True
 
+    def sample_get_state_and_metrics(self) -> tuple[Any, dict[str, Any], Any]:
+        """One round for an asynchronous algorithm: episodes, how many rounds are done, metrics."""
+        episodes = self.sample()
+        return episodes, {ROUNDS: self.rounds}, self.get_metrics()
+
+    def _pull(self) -> None:
+        """Take the newest weights and orders, where an asynchronous algorithm keeps them."""
+        if self._env_runner_state_server is None:
+            return
+        state = ray.get(self._env_runner_state_server.pull.remote())
+        if state is not None:  # it holds nothing from a restart of its own until the next update
+            self.set_state(state)
+
     def _training_request(self, round_: int, index: int, orders: Orders) -> TrainingRequest:
-        request = self.settings.requests[index]
-        stream = (self.settings.seed, round_, zlib.crc32(request.prompt.encode()), request.seed)
-        return TrainingRequest(request, stream, orders.targets[index])
+        request, settings = self.settings.requests[index], self.settings
+        stream = (settings.seed, round_, zlib.crc32(request.prompt.encode()), request.seed)
+        fork_at = None
+        if settings.branch_share > 0.0:
+            draw = np.random.default_rng((*stream, 2))
+            if draw.random() < settings.branch_share:
+                fork_at = int(draw.integers(settings.engine.num_steps))
+        return TrainingRequest(request, stream, orders.targets[index], fork_at)
 
     def _policy(self, explore: bool) -> Callable[..., NDArray[np.float32]]:
         forward = self.module.forward_exploration if explore else self.module.forward_inference
@@ -291,24 +336,50 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
 
         return logits
 
+    def _value(self, gathered: Sequence[Trajectory]) -> None:
+        """Enter the critic's values; the learner computes its own, so nothing is learnt from these."""
+        if not gathered:
+            return
+        lengths = [len(trajectory.observations) for trajectory in gathered]
+        observations_ND = np.concatenate([trajectory.observations for trajectory in gathered])
+        with torch.inference_mode():
+            values_N = self.module.compute_values({Columns.OBS: torch.from_numpy(observations_ND)})
+        for trajectory, values_T in zip(gathered, values_N.split(lengths), strict=True):
+            trajectory.values = values_T.tolist()
+
+    def _episodes(self, gathered: Sequence[Trajectory], gamma: float) -> list[SingleAgentEpisode]:
+        """What the learner gets: every trunk in full, and of a twin the part that begins at its fork."""
+        episodes: list[SingleAgentEpisode] = []
+        for place, trajectory in enumerate(gathered):
+            episodes.append(self._episode(trajectory))
+            if trajectory.is_twin:
+                sides = compare(gathered[place - 1], trajectory, gamma)
+                for episode, side in zip(episodes[-2:], sides, strict=True):
+                    episode.custom_data[COMPARISON] = side
+        return episodes
+
     def _episode(self, trajectory: Trajectory) -> SingleAgentEpisode:
+        start = trajectory.forked_at or 0 if trajectory.is_twin else 0
+        observations = trajectory.observations[start:]
         # A terminated episode's last observation is never valued; RLlib wants one more than actions.
-        return SingleAgentEpisode(
+        episode = SingleAgentEpisode(
             id_=trajectory_store.episode_id(trajectory),
-            observations=[*trajectory.observations, trajectory.observations[-1]],
+            observations=[*observations, observations[-1]],
             observation_space=self.config.observation_space,
-            actions=trajectory.actions,
+            actions=trajectory.actions[start:],
             action_space=self.config.action_space,
-            rewards=trajectory.rewards,
+            rewards=trajectory.rewards[start:],
             terminated=True,
             extra_model_outputs={
-                Columns.ACTION_LOGP: [np.float32(value) for value in trajectory.log_probs],
-                Columns.ACTION_DIST_INPUTS: trajectory.logits,
+                Columns.ACTION_LOGP: [np.float32(value) for value in trajectory.log_probs[start:]],
+                Columns.ACTION_DIST_INPUTS: trajectory.logits[start:],
             },
             len_lookback_buffer=0,
         ).to_numpy()
+        episode.custom_data[PROMPT] = trajectory.training.request.prompt
+        return episode
 
-    def _log(self, gathered: Sequence[Trajectory], *, unwritten: int) -> None:
+    def _log(self, gathered: Sequence[Trajectory], *, twins: int, unwritten: int) -> None:
         assert self.collector is not None
         assert self.orders is not None
         times, names = self.collector.times, self.collector.engine.action_names
@@ -335,7 +406,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             for action in trajectory.actions:
                 sums[f"action/{names[action]}"] += 1
         sums |= {"seconds": times.wall, "denoising_s": times.denoising, "waiting_s": times.waiting}
-        sums |= {"previews": times.previews, "unwritten": unwritten}
+        sums |= {"previews": times.previews, "twins": twins, "unwritten": unwritten}
         if (memo := self.collector.engine.memo) is not None:
             sums |= {"calls": memo.asked, "remembered": memo.found}
             memo.asked = memo.found = 0
@@ -380,7 +451,8 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             if version > 0:
                 self._weights_seq_no = version
         if ORDERS in state:
-            self.orders = state[ORDERS]
+            orders = state[ORDERS]
+            self.take_orders(ray.get(orders) if isinstance(orders, ray.ObjectRef) else orders)
         if NUM_ENV_STEPS_SAMPLED_LIFETIME in state:
             self.num_env_steps_sampled_lifetime = state[NUM_ENV_STEPS_SAMPLED_LIFETIME]
 

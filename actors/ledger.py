@@ -8,6 +8,7 @@ the parts are stands in `rewards_service.arithmetic`.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -55,6 +56,13 @@ class RewardLedger:
         self._cost, self._nfe = 0.0, 0
         self._open = False
         self._attention_entropy = 0.0
+
+    def fork(self) -> RewardLedger:
+        """The same ledger once more, in the state that both will decide in."""
+        assert not self._open, "a fork between a decision and its successor state"
+        twin = copy.copy(self)
+        twin.rewards, twin.parts = list(self.rewards), list(self.parts)
+        return twin
 
     def reach(self, *, cost: float, nfe: int, attempt: int, scores: ScoreRow | None) -> None:
         """A state to decide in; `scores` where its preview was scored (the first state's always is)."""

@@ -1,4 +1,4 @@
-"""`addiffusion bench rollout | scoring`: how fast engine and rewards service are on this machine.
+"""`addiffusion bench rollout | scoring | update | scaling`: how fast this machine is at what training does.
 
 Always true here: the engine has one process with one thread on a CPU, so that machines can be compared;
 with `--scoring` a second process scores. Nothing is written but the file that was asked for, and that whole.
@@ -102,6 +102,61 @@ def bench_scoring(*, calls: int, images: int, out: Path | None) -> None:
         report = measure(calls=calls, images=images)
     _print(("key", "value"), [(key, f"{value:.4g}") for key, value in report.items()])
     _write(report, out)
+
+
+def bench_update(*, decisions: int, repeats: int, out: Path | None) -> None:
+    """Measure PPO updates, print a row a minibatch size, and write all numbers as JSON if asked to."""
+    for option, value in (("--decisions", decisions), ("--repeats", repeats)):
+        if value < 1:
+            raise UserError(f"{option}={value}: give a whole number from 1")
+    _check_file(out)
+
+    from evaluation.update_benchmark import measure
+
+    report = measure(decisions=decisions, repeats=repeats)
+    sizes: dict[str, dict[str, float]] = report["minibatches"]
+    columns = list(next(iter(sizes.values())))
+    _print(
+        ("minibatch", *columns),
+        [(size, *(f"{numbers[column]:.4g}" for column in columns)) for size, numbers in sizes.items()],
+    )
+    _say_rest(report, "minibatches")
+    _write(report, out)
+
+
+def bench_scaling(
+    *, env_runners: Sequence[int], algorithms: Sequence[str], slots: int, iterations: int, out: Path | None
+) -> None:
+    """Measure training with each number of env runners on a local Ray; print the table, write it if asked to."""
+    for option, value in (("--slots", slots), ("--iterations", iterations)):
+        if value < 2:
+            raise UserError(f"{option}={value}: give a whole number from 2")
+    if not env_runners or min(env_runners) < 1:
+        raise UserError(f"--env-runners={','.join(map(str, env_runners))}: give whole numbers from 1")
+    _check_file(out)
+
+    from evaluation import scaling_benchmark
+    from learner.config import ResourcesConfig, RunConfig
+    from learner.session import ray_session
+
+    scaling_benchmark.check_algorithms(algorithms)
+    reports = []
+    with ray_session(RunConfig(resources=ResourcesConfig(num_cpus=4))):
+        for algorithm in algorithms:
+            for number in env_runners:
+                report = scaling_benchmark.measure(
+                    env_runners=number, slots=slots, rounds=4, iterations=iterations, algorithm=algorithm
+                )
+                reports.append(report)
+                typer.echo(f"{algorithm}, {number} env runners: {report['of_ideal']:.3f} of ideal")
+    header, *rows = scaling_benchmark.table(reports)
+    _print(header, rows)
+    _write({"runs": reports}, out)
+
+
+def _say_rest(report: Mapping[str, object], *left_out: str) -> None:
+    rest = (f"{name} {value}" for name, value in report.items() if name not in left_out)
+    typer.echo(" · ".join(rest))
 
 
 def _check_file(out: Path | None) -> None:

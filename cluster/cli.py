@@ -82,6 +82,23 @@ def evaluate(
 
 
 @app.command()
+def offline(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OVERRIDES]...",
+            help="OPTION=VALUE or @FILE, for example algorithm=bc trajectories=runs/run name=cloned",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and stop.")] = False,
+) -> int:
+    """Learn a policy from stored episodes alone: by bc, marwil or dpo."""
+    from cluster.offline_command import learn_offline
+
+    return learn_offline(overrides or [], dry_run=dry_run)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to paint.")],
     model: Annotated[
@@ -215,6 +232,54 @@ def bench_scoring(
     from cluster import bench_command
 
     bench_command.bench_scoring(calls=calls, images=images, out=json_file)
+
+
+@bench_app.command("update")
+def bench_update(
+    decisions: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Decisions of one update.")
+    ] = 2000,
+    repeats: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Repetitions behind each median.")
+    ] = 5,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
+    ] = None,
+) -> None:
+    """Measure PPO's update on the seeds' observation, for several minibatch sizes, on one core."""
+    from cluster import bench_command
+
+    bench_command.bench_update(decisions=decisions, repeats=repeats, out=json_file)
+
+
+@bench_app.command("scaling")
+def bench_scaling(
+    env_runners: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Numbers of env runners, one after another.")
+    ] = "8,16,32",
+    algorithms: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Learning algorithms, one after another.")
+    ] = "ppo,appo",
+    slots: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Episodes one env runner carries.")
+    ] = 8,
+    iterations: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Iterations that count.")
+    ] = 5,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
+    ] = None,
+) -> None:
+    """Measure training with many env runners, a denoiser and scorers that only take time."""
+    from cluster import bench_command
+
+    bench_command.bench_scaling(
+        env_runners=[whole_number(text) for text in env_runners.split(",")],
+        algorithms=algorithms.split(","),
+        slots=slots,
+        iterations=iterations,
+        out=json_file,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

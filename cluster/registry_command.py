@@ -1,4 +1,4 @@
-"""`addiffusion registry list | show | promote | rollback | export | calibrate`: policies after training.
+"""`addiffusion registry list | show | register | promote | rollback | export | calibrate`: trained policies.
 
 Always true here: what a command did is said in one line or table, with `--json` as JSON on stdout and nothing
 else there. Exit code 1 means that the measured numbers said no (not promoted, nothing certified); a mistake
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from actors.errors import UserError
 
 if TYPE_CHECKING:
     from learner.champions import Champions, Version
@@ -94,6 +96,28 @@ def show(
             console.print(table, "")
     for change in champions.history(version.name):
         typer.echo(f"{change.at} {change.action} {change.before or '-'} -> {change.version}: {change.reason}")
+
+
+@registry_app.command()
+def register(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that has ended.")], runs_dir: RunsDir = RUNS
+) -> None:
+    """Register the policy of a run whose registry did not answer at its end."""
+    from cluster.runs import find_run
+    from learner.registration import read_result, register_run
+    from learner.tracking import first_line
+
+    run_dir = find_run(run, runs_dir)
+    known = read_result(run_dir).model_version
+    if known is not None:
+        raise UserError(f"run '{run}': is version {known} of its model already")
+    try:
+        version = register_run(run_dir)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a server, a proxy or a database may raise
+        raise UserError(f"run '{run}': its registry does not take it ({first_line(error)})") from error
+    typer.echo(f"{run_dir}: version {version}")
 
 
 @registry_app.command()

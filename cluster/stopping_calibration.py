@@ -146,6 +146,10 @@ def calibrate_stopping(
         f" mean loss {certificate.loss:.4f}, at most {limits.delta:g} with {limits.confidence:.0%} confidence"
         f" ({certificate.prompts} prompts)"
     )
+    if certificate.cost == certificate.cost_never_stopping:
+        typer.echo(
+            "that saves nothing here: no image of the sample was stopped early by a certified threshold"
+        )
     if version is None:
         typer.echo(f"stored in {policy_dir}; the registry's version of this run stays as it was")
     else:

@@ -40,7 +40,7 @@ MARGIN = 0.01
 """How far below the champion's utility a candidate may still be, by the interval's lower end."""
 PROMPTS_PER_TIER = 20
 """As many captions as every tier of the embedded world's validation split has."""
-_STEPS = (4, 5, 7, 10, 15, 20, 30, 50)
+_STEPS = (2, 3, 4, 5, 7, 10, 15, 20, 30, 50)
 _TRIES = ((2, 4), (2, 5), (2, 7), (3, 7), (2, 10), (3, 10), (2, 15), (2, 20), (3, 20))
 _FIXED = {"ddim": "dpmpp", "dpmpp": "dpmpp", "flow_euler": "euler", "lcm": "lcm"}
 """By the policy's solver, the family of fixed schedules an engineer would use instead."""

@@ -7,6 +7,7 @@ crossed, give the images of all thresholds. What an image loses is measured agai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,12 +30,8 @@ Floats = NDArray[np.float64]
 
 NEVER = 1.0
 """The threshold that no probability is above."""
-THRESHOLDS = (
-    *(0.999, 0.998, 0.995, 0.99, 0.98, 0.97, 0.95, 0.925, 0.9),
-    *(0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1),
-    *(0.075, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001),
-)
-"""From the safest on; fixed before anything is measured, as the test over them needs it."""
+THRESHOLDS = tuple(round(1.0 / (1.0 + math.exp(-logit / 5.0)), 4) for logit in range(35, -36, -1))
+"""From .9991 to .0009, evenly in log-odds; fixed before anything is measured, as the test needs it."""
 CHUNK_SLOTS = 4
 
 

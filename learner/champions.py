@@ -8,7 +8,6 @@ that dies in between loses an entry of that list, never the way back. No Ray.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from actors.errors import UserError
-from learner.registry import CANDIDATE, WEIGHTS_TAG, check_there
+from learner.registry import CANDIDATE, WEIGHTS_TAG, check_there, quiet
 
 CHAMPION = "champion"
 HISTORY_TAG = "champions"
@@ -65,8 +64,7 @@ class Champions:
 
     def __init__(self, uri: str) -> None:
         check_there(uri, f"--tracking-uri={uri}")
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        quiet()
         self.uri = uri
         mlflow.set_tracking_uri(uri)
         self._client = MlflowClient(tracking_uri=uri)

@@ -17,6 +17,7 @@ from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.observations import ObservationConfig
 from actors.prompts import Columns, Prompt, load_prompts
+from learner.algorithm_settings import AlgorithmSettings
 from learner.budget import check_target
 from learner.curriculum import CurriculumConfig
 from learner.guard_config import GuardsConfig, ProgressConfig, WatchConfig
@@ -26,7 +27,8 @@ from rewards_service.pool_config import ServiceConfig
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """Proximal policy optimisation (Schulman et al., 2017) as RLlib runs it.
+    """Proximal policy optimisation (Schulman et al., 2017) as RLlib runs it; other algorithms use what they
+    have in common with it.
 
     The discount is `reward.gamma_d`, one number for shaping and for the returns.
 
@@ -34,8 +36,8 @@ class PPOSettings:
     time_limit_s: stop earlier after so many seconds of iterations (None: never); lr: Adam's step size in
     the first iteration, lr_end_share: what is left of it in the last one, linear between;
     lambda_: GAE's lambda; clip_param: PPO's clip; value_coeff: weight of the value loss;
-    value_clip: bound of one squared value error; entropy_start, entropy_end: entropy bonus, linear from
-    the first to the second over the first `entropy_decay` of the run; grad_clip: bound of the gradient's
+    value_clip: bound of one squared value error; entropy_start, entropy_end: entropy bonus, the first until
+    `entropy_hold` of the run, linear from there, the second from `entropy_decay` of the run on; grad_clip: bound of the gradient's
     global norm; num_epochs: passes over each iteration's decisions; minibatch_size: decisions in one
     gradient step; hidden: widths of policy and value network; continue_logit: how far `continue` starts
     above the other actions, so that the first policy is close to the fixed schedule it has to beat and
@@ -53,6 +55,7 @@ class PPOSettings:
     value_clip: float = 10.0
     entropy_start: float = 0.02
     entropy_end: float = 0.003
+    entropy_hold: float = 0.0
     entropy_decay: float = 1.0
     grad_clip: float = 0.5
     num_epochs: int = 6
@@ -114,12 +117,14 @@ class ResourcesConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     """every: iterations between two full checkpoints; keep: how many of them stay;
-    trajectories: write every training episode to Parquet.
+    trajectories: write every training episode to Parquet; trajectory_previews: with the image that was
+    seen at every decision, which costs a decoding each.
     """
 
     every: int = 10
     keep: int = 2
     trajectories: bool = True
+    trajectory_previews: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     observation: ObservationConfig = field(default_factory=ObservationConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmSettings = field(default_factory=AlgorithmSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
@@ -206,6 +212,7 @@ class RunConfig:
         _within("ppo.entropy_start", ppo.entropy_start, 0.0, 1.0)
         _within("ppo.entropy_end", ppo.entropy_end, 0.0, 1.0)
         _within("ppo.entropy_decay", ppo.entropy_decay, 0.0, 1.0)
+        _within("ppo.entropy_hold", ppo.entropy_hold, 0.0, ppo.entropy_decay)
         _within("ppo.continue_logit", ppo.continue_logit, -10.0, 10.0)
         if not (math.isfinite(resources.memo_mib) and resources.memo_mib >= 0):
             raise UserError(f"resources.memo_mib={resources.memo_mib}: give a number >= 0")
@@ -220,6 +227,9 @@ class RunConfig:
                 f"ppo.episodes_per_iteration={ppo.episodes_per_iteration}: give at least one episode "
                 f"for each of the {resources.num_env_runners} env runners"
             )
+        self.algorithm.validate(
+            num_env_runners=resources.num_env_runners, episodes_per_iteration=ppo.episodes_per_iteration
+        )
         if resources.groups > resources.slots:
             raise UserError(
                 f"resources.groups={resources.groups}: give at most resources.slots={resources.slots}"

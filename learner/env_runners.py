@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from ray.rllib.algorithms.algorithm import Algorithm
 
 from actors.contracts import EpisodeRequest
-from actors.env_runner import DiffusionEnvRunner, Orders
+from actors.env_runner import DiffusionEnvRunner
 from learner.events import EventLog
 from learner.guards import TrainingFailure
 
@@ -66,10 +66,6 @@ class EnvRunners:
             time.sleep(1.0)
         alive = self._group.num_healthy_remote_env_runners()
         self._events.record("env_runners", f"{alive} of {self._count} env runners are back", {"alive": alive})
-
-    def take_orders(self, orders: Orders) -> None:
-        """Tell all of them what the next iteration is."""
-        self._group.foreach_env_runner(lambda runner: runner.take_orders(orders))
 
     def sync_weights(self) -> None:
         """Give all of them the learner's weights."""

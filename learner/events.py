@@ -21,6 +21,7 @@ Kind = Literal[
     "lost_episodes",
     "env_runners",
     "reward_hacking",
+    "budget",
     "disk",
     "tracking",
     "registry",

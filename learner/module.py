@@ -22,11 +22,12 @@ class PolicyModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     """Actor and critic over a flat observation.
 
     `model_config`: observation (ObservationConfig's fields), sizes (ObservationSizes' fields),
-    actions (their names), hidden, initial_logits (what every action's logit starts near).
+    actions (their names), hidden, initial_logits (what every action's logit starts near), and perhaps
+    critic_on_env_runners (whether these get the value network too; only stored trajectories need it there).
     """
 
     def setup(self) -> None:
-        """Build both networks; env runners get the policy alone (`get_non_inference_attributes`)."""
+        """Build both networks; env runners keep what `get_non_inference_attributes` does not name."""
         options = self.model_config
         self.observer = Observer(
             ObservationConfig(**options["observation"]),
@@ -39,8 +40,13 @@ class PolicyModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         self.value = ValueNetwork(observer.policy_dim + observer.critic_dim, hidden)
 
     def get_non_inference_attributes(self) -> list[str]:
-        """What acting does not need."""
-        return ["value"]
+        """What env runners do without."""
+        return [] if self.model_config.get("critic_on_env_runners", False) else ["value"]
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take weights; a critic that the sender did without stays as it is."""
+        critic = {name: values for name, values in self.state_dict().items() if name.startswith("value.")}
+        super().set_state({**critic, **state})
 
     def set_normalisation(self, mean_D: torch.Tensor, std_D: torch.Tensor) -> None:
         """Fix the input normalisation; both vectors are over the critic's whole input."""

@@ -13,12 +13,19 @@ from types import TracebackType
 from typing import Any, Self
 
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, LEARNER_RESULTS
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    TIMERS,
+)
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from actors.env_runner import METRICS
+from learner.gradients import SKIPPED, SKIPPED_IN_A_ROW
 from learner.json_lines import JsonLines
 
 _LEARNER = {
@@ -27,6 +34,10 @@ _LEARNER = {
     "vf_explained_var": "explained_variance",
     "gradients_default_optimizer_global_norm": "gradient_norm",
 }
+_TIMERS = {"sampling_s": ENV_RUNNER_SAMPLING_TIMER, "update_s": LEARNER_UPDATE_TIMER}
+"""RLlib smooths them over iterations."""
+_MINIBATCH = frozenset(_LEARNER.values())
+"""Of the last minibatch."""
 
 
 def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float) -> dict[str, Any]:
@@ -45,7 +56,7 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
     if row["episodes"] == 0:
         return row
     episodes, decisions = sums["episodes"], sums["decisions"]
-    learner = results[LEARNER_RESULTS][DEFAULT_MODULE_ID]
+    learner, timers = results[LEARNER_RESULTS][DEFAULT_MODULE_ID], results.get(TIMERS, {})
     nfe = sums["nfe"] / episodes
     row |= {
         "decisions": int(decisions),
@@ -64,10 +75,16 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
         "remembered_share": sums.get("remembered", 0.0) / max(sums.get("calls", 0.0), 1.0),
         "previews": int(sums["previews"]),
         "unwritten_trajectories": int(sums.get("unwritten", 0)),
+        "twins": int(sums.get("twins", 0)),
         "policy_lag": float(learner["weights_seq_no"]) - 1.0 - sums["weights_seq_no"] / episodes,
         "episodes_per_s": episodes / seconds,
+        **{name: float(timers.get(theirs, 0.0)) for name, theirs in _TIMERS.items()},
     }
-    return row | {ours: float(learner[theirs]) for theirs, ours in _LEARNER.items() if theirs in learner}
+    row |= {name: int(learner.get(name, 0)) for name in (SKIPPED, SKIPPED_IN_A_ROW)}
+    row |= {ours: float(learner[theirs]) for theirs, ours in _LEARNER.items() if theirs in learner}
+    if row.get(SKIPPED):  # of a minibatch that changed nothing
+        row = {name: value for name, value in row.items() if name not in _MINIBATCH or math.isfinite(value)}
+    return row
 
 
 def _part(sums: Mapping[str, float], prefix: str, count: float) -> dict[str, float]:
@@ -124,9 +141,13 @@ def format_row(row: Mapping[str, Any]) -> str:
         f"quality {row['quality']:.3f} ({row['quality_over_reference']:+.3f}) · "
         f"NFE {row['nfe']:.1f}±{row['nfe_std']:.1f} · {shares} · entropy {row['entropy']:.2f} · "
         f"denoiser {row['denoiser_utilisation']:.0%}, {row['remembered_share']:.0%} remembered · "
-        f"lag {row['policy_lag']:.1f} · {row['episodes_per_s']:.1f} episodes/s · "
+        f"lag {row['policy_lag']:.1f} · {row['episodes_per_s']:.1f} episodes/s{_skipped(row)} · "
         f"{clock(row['time_left_s'])} left{aim}{warning}"
     )
+
+
+def _skipped(row: Mapping[str, Any]) -> str:
+    return f" · {row[SKIPPED]} updates not finite, skipped" if row.get(SKIPPED) else ""
 
 
 def clock(seconds: float) -> str:

@@ -1,14 +1,15 @@
 """Registers the policy of a run, from nothing but the run's folder.
 
 Always true here: what a run's own end registers and what is registered days later are the same, the policy in
-`policy/` with the metrics of its iteration; a collapsed policy gets no alias; a registry that does not answer
-costs a run nothing but the version.
+`policy/`, in the MLflow run that has the curves; a collapsed policy gets no alias; a registry that does not
+answer costs a run nothing but the version.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,13 +61,14 @@ def register_run(run_dir: Path) -> str:
     tracked = MlflowRun(run_dir)
     tracked.send(rows)
     at: int = metadata["iteration"]
-    metrics = next((curves.points(row) for row in rows if row["iteration"] == at), {})
+    points = next((curves.points(row) for row in rows if row["iteration"] == at), {})
+    own = {f"policy/{name}": value for name, value in points.items() if name.startswith("held_out/")}
     version = registry.register(
         run_dir / "policy",
         name=registry.model_name(config["backbone"]["name"]),
         uri=tracked.uri,
         run_id=tracked.open(),
-        metrics={**metrics, "iteration": at, "seconds_total": result.seconds},
+        metrics={**own, "policy/iteration": at, "seconds_total": result.seconds},
         step=at,
         config=config,
         tags={"backbone": metadata["backbone"], "run_dir": str(run_dir), "ended": result.ended},
@@ -78,16 +80,24 @@ def register_run(run_dir: Path) -> str:
 
 def register_patiently(run_dir: Path, patience_s: float, events: EventLog) -> str | None:
     """`register_run`, tried for so long; None, and an event that says how to do it later, if it fails."""
+    try:
+        return patiently(lambda: register_run(run_dir), patience_s)
+    except Exception as error:  # whatever a server, a proxy, a database or a disk may raise
+        events.record(
+            "registry",
+            f"the policy is trained but not registered ({first_line(error)}); it is in "
+            f"{run_dir / 'policy'}; register it with: {COMMAND} {run_dir.name}",
+        )
+        return None
+
+
+def patiently(attempt: Callable[[], str], patience_s: float) -> str:
+    """What an attempt gives, made again and again for so long; raises what the last one raised."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            return register_run(run_dir)
-        except Exception as error:  # whatever a server, a proxy, a database or a disk may raise
+            return attempt()
+        except Exception:  # whatever a server, a proxy, a database or a disk may raise
             if time.monotonic() + _PAUSE_S >= deadline:
-                events.record(
-                    "registry",
-                    f"the policy is trained but not registered ({first_line(error)}); it is in "
-                    f"{run_dir / 'policy'}; register it with: {COMMAND} {run_dir.name}",
-                )
-                return None
+                raise
         time.sleep(_PAUSE_S)

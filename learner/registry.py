@@ -97,8 +97,7 @@ def register(
     )
     versions = library_versions()
     kept = {**tags, WEIGHTS_TAG: weights_digest(policy_dir), "code_version": code_version()}
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    quiet()
     client = MlflowClient(tracking_uri=uri)
     mlflow.set_tracking_uri(uri)
     with tempfile.TemporaryDirectory() as code, mlflow.start_run(run_id=run_id):
@@ -189,6 +188,7 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
         raise UserError(
             f"policy={name_or_path}: no such folder; or give a model as name@alias or name/version"
         )
+    quiet()
     check_there(uri, f"policy={name_or_path}")
     try:
         if uri is not None:
@@ -201,6 +201,13 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
         ) from error
     (artifact,) = (local / "artifacts").iterdir()
     return artifact
+
+
+def quiet() -> None:
+    """MLflow's progress bars and news are for its own users."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def check_there(uri: str | None, option: str) -> None:

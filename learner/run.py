@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray.rllib.algorithms.ppo import PPO
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from actors.contracts import EpisodeRequest
@@ -24,14 +24,18 @@ from actors.ledger import Target
 from actors.policy import PolicyNetwork, save_policy
 from actors.policy_folder import pack_region_head
 from actors.references import Reference
+from actors.trajectory_origin import Origin
+from actors.trajectory_store import discard_from
 from learner import calibration, checkpoints, curriculum, references, registration, session
+from learner.algorithms import algorithm_config, give_orders
 from learner.budget import Budget
 from learner.config import RunConfig
 from learner.env_runners import EnvRunners
 from learner.events import EventLog
+from learner.gradients import check_skipped
 from learner.guards import Guards, StopRequest, TrainingFailure, check_finite
 from learner.held_out import HeldOutWatch, held_out_requests
-from learner.ppo import ppo_config, set_schedules
+from learner.ppo import set_schedules
 from learner.progress import iteration_row
 from learner.reference_runs import ReferenceRuns
 from learner.run_log import RunLog
@@ -63,6 +67,7 @@ class Run:
         self.seconds = 0.0
         self.reward: RewardConfig = config.reward
         self.budget = Budget(config.reward)
+        self._budget_warned = False
         self.described = session.describe(world, config)
         resources = config.resources
         self.settings = RunnerSettings(
@@ -76,12 +81,15 @@ class Run:
             groups=resources.groups,
             seed=config.seed,
             torch_threads=resources.torch_threads,
+            episodes_per_request=config.algorithm.episodes_per_request,
+            branch_share=config.algorithm.branch_share,
             memo_mib=resources.memo_mib,
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,
+            trajectory_previews=config.checkpoints.trajectory_previews,
         )
-        self.algorithm: PPO = ppo_config(config, self.settings).build_algo()
+        self.algorithm: Algorithm = algorithm_config(config, self.settings).build_algo()
         self._runners = EnvRunners(
             self.algorithm, resources.num_env_runners, config.guards.runners_patience_s, self.events
         )
@@ -141,6 +149,15 @@ class Run:
         qualities = [quality(reference.scores, self.reward) for reference in found]
         self.hardest_first = curriculum.by_difficulty(qualities)
         self._runners.sync_weights()
+        if self.settings.trajectories is not None:
+            self._open_trajectories(Path(self.settings.trajectories))
+
+    def _open_trajectories(self, folder: Path) -> None:
+        """Say where they come from; what a resumed run gathers again is dropped."""
+        discard_from(folder, self.iteration)
+        value = self.algorithm.env_runner.module.value
+        mean, std = value.obs_mean.tolist(), value.obs_std.tolist()
+        Origin(self.metadata(), self.config.as_dict(), mean, std).write(folder)
 
     # -- the iterations ------------------------------------------------------------------------------
 
@@ -155,6 +172,7 @@ class Run:
             row = self._iterate_once()
             ended = self._guards.after_iteration(row, time.monotonic())
             self.reward = self.budget.steer(row, self.reward)
+            self._say_budget(row.get("budget", {}).get("warning"))
             held_out: list[HeldOutEpisode] = []
             if row["episodes"] > 0:
                 if self._watch.due(self.iteration, last=self._over(None) is not None):
@@ -169,6 +187,12 @@ class Run:
         if saved_at < self.iteration:
             self._save_checkpoint()
         return ended
+
+    def _say_budget(self, warning: str | None) -> None:
+        """An event when a wish begins to be out of reach."""
+        if warning is not None and not self._budget_warned:
+            self.events.record("budget", warning)
+        self._budget_warned = warning is not None
 
     def _over(self, stop: StopRequest | None) -> str | None:
         """Whether the last iteration was the last one, or somebody asks to end."""
@@ -193,7 +217,7 @@ class Run:
             self.config.curriculum, self.hardest_first, self.iteration, self.config.ppo.iterations
         )
         orders = Orders(self.iteration, self.reward, self.targets, focus.requests, focus.share)
-        self._runners.take_orders(orders)
+        give_orders(self.algorithm, orders)
         set_schedules(self.algorithm, self.config.ppo, self.iteration)
         started = time.monotonic()
         results = self.algorithm.train()
@@ -202,6 +226,7 @@ class Run:
         self.events.iteration = self.iteration
         self.seconds += spent
         row = iteration_row(results, iteration=self.iteration, seconds=spent)
+        check_skipped(row, self.config.algorithm.max_skipped_updates)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         check_finite(numbers, self._policy().state_dict(), self.iteration)
         left = self.config.ppo.iterations - self.iteration

@@ -62,22 +62,29 @@ class World:
 
 @contextlib.contextmanager
 def ray_session(config: RunConfig) -> Iterator[None]:
+    """Ray with room for a run's env runners and reward replicas; see `connected`."""
+    resources = config.resources
+    needed = resources.num_env_runners * resources.cpus_per_env_runner
+    pools = [pool.config for pool in reward_pools(config)]
+    needed += sum((pool.replicas or 1) * (pool.cpus or 0) for pool in pools)
+    cpus = resources.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
+    with connected(resources.address, cpus):
+        yield
+
+
+@contextlib.contextmanager
+def connected(address: str | None, num_cpus: int) -> Iterator[None]:
     """Connect to Ray, starting a local one if no address is given; stop it if it was started here."""
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
-    resources = config.resources
-    local = resources.address is None
-    needed = resources.num_env_runners * resources.cpus_per_env_runner
-    pools = [pool.config for pool in reward_pools(config)]
-    needed += sum((pool.replicas or 1) * (pool.cpus or 0) for pool in pools)
-    cpus = resources.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
-    options = {"num_cpus": cpus, "object_store_memory": _OBJECT_STORE_BYTES} if local else {}
+    local = address is None
+    options = {"num_cpus": num_cpus, "object_store_memory": _OBJECT_STORE_BYTES} if local else {}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray.init(
-        address="local" if local else resources.address,
+        address="local" if local else address,
         include_dashboard=False if local else None,
         logging_level=logging.ERROR,
         **options,

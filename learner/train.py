@@ -80,10 +80,10 @@ def train(
             else:
                 run.calibrate()
             ended = run.iterate(stop)
+            version = run.register(ended, time.monotonic() - started)
         except TrainingFailure as failure:
             run.events.record(failure.kind, str(failure), stops=True)
             raise
-        version = run.register(ended, time.monotonic() - started)
     return TrainResult(run_dir, run.policy_dir, version, run.iteration, time.monotonic() - started, ended)
 
 

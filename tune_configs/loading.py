@@ -7,7 +7,7 @@ mistakes are UserErrors of one line, raised before anything has started.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from actors.errors import UserError
 from evaluation.config import EvaluationConfig
 from learner.config import RunConfig
+from learner.offline_config import OfflineConfig
 from tune_configs.conversion import from_mapping, join, nearest, option_names, unknown_option
 
 FOLDER = Path(__file__).resolve().parent
@@ -86,29 +87,48 @@ def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise UserError(f"{path}: {error}") from error
 
 
+def compose_offline(overrides: Sequence[str] = ()) -> OfflineConfig:
+    """The configuration of `addiffusion offline`: that of offline.yaml, changed by `overrides`.
+
+    overrides: "OPTION=VALUE", in Hydra's grammar, or "@FILE", a YAML file of options. Raises UserError.
+    """
+    _, values = _split(overrides, option_names(OfflineConfig), {})
+    tree = yaml.safe_load((FOLDER / "offline.yaml").read_text(encoding="utf-8"))
+    config = from_mapping(OfflineConfig, _with_values(tree, values))
+    config.validate()
+    return config
+
+
 def groups() -> dict[str, list[str]]:
     """Each group with the names of its files, both sorted."""
     folders = sorted(folder for folder in FOLDER.iterdir() if any(folder.glob("*.yaml")))
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def _split(overrides: Sequence[str]) -> tuple[list[Override], list[_Value]]:
-    """The choices of files, and the options with their values, each in the order given."""
+def _split(
+    overrides: Sequence[str], known: Sequence[str] | None = None, files: Mapping[str, list[str]] | None = None
+) -> tuple[list[Override], list[_Value]]:
+    """The choices of files, and the options with their values, each in the order given.
+
+    known, files: the options and the groups with their files; those of a training run if None.
+    """
+    known = _options() if known is None else known
+    files = groups() if files is None else files
     choices: list[Override] = []
     values: list[_Value] = []
     for text in overrides:
         if text.startswith("@"):
-            values += _values_of_file(Path(text[1:]))
+            values += _values_of_file(Path(text[1:]), known)
             continue
-        override = _parse(text)
-        if _is_choice(override):
+        override = _parse(text, known, files)
+        if _is_choice(override, files):
             choices.append(override)
         else:
             values.append(_Value(override.key_or_group, override.value()))
     return choices, values
 
 
-def _values_of_file(path: Path) -> list[_Value]:
+def _values_of_file(path: Path, known: Sequence[str]) -> list[_Value]:
     """All options of a YAML file that is given as @FILE, such as a calibration."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -118,7 +138,6 @@ def _values_of_file(path: Path) -> list[_Value]:
         raise UserError(f"@{path}: not a readable YAML file ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"@{path}: not a mapping; give a YAML file of options")
-    known = _options()
     try:
         return list(_flattened(content, known))
     except UserError as error:
@@ -128,14 +147,14 @@ def _values_of_file(path: Path) -> list[_Value]:
 def _flattened(content: dict[Any, Any], known: Sequence[str], section: str = "") -> Iterator[_Value]:
     for name, value in content.items():
         option = join(section, str(name))
-        _check_option(option, known)
+        _check_option(option, known, known)
         if isinstance(value, dict) and any(each.startswith(f"{option}.") for each in known):
             yield from _flattened(value, known, option)
         else:
             yield _Value(option, value)
 
 
-def _parse(text: str) -> Override:
+def _parse(text: str, known: Sequence[str], files: Mapping[str, list[str]]) -> Override:
     """One override, checked for what needs no values: its form, its option's name, its group's file."""
     try:
         override = OverridesParser.create().parse_override(text)
@@ -147,9 +166,10 @@ def _parse(text: str) -> Override:
     if override.is_add() or override.is_delete() or override.is_sweep_override() or override.package:
         raise UserError(f"'{text}': give one value for one option, as OPTION=VALUE")
     option = override.key_or_group
-    _check_option(option, [*groups(), *_options()])
-    if _is_choice(override):
-        accepted = groups()[option]
+    if option not in files:
+        _check_option(option, known, [*files, *known])
+    if _is_choice(override, files):
+        accepted = files[option]
         if override.value() not in accepted:
             raise UserError(
                 f"{option}='{override.value()}': give one of {', '.join(accepted)}"
@@ -158,25 +178,26 @@ def _parse(text: str) -> Override:
     return override
 
 
-def _check_option(option: str, known: Sequence[str]) -> None:
-    if option not in known and not _inside_mapping(option):
-        raise UserError(unknown_option(option, known))
+def _check_option(option: str, known: Sequence[str], named: Sequence[str]) -> None:
+    """`named`: what a message may lead to."""
+    if option not in known and not _inside_mapping(option, known):
+        raise UserError(unknown_option(option, named))
 
 
-def _is_choice(override: Override) -> bool:
-    return override.key_or_group in groups() and not isinstance(override.value(), dict)
+def _is_choice(override: Override, files: Mapping[str, list[str]]) -> bool:
+    return override.key_or_group in files and not isinstance(override.value(), dict)
 
 
 def _options() -> list[str]:
     return [*option_names(RunConfig), _EVALUATION, *option_names(EvaluationConfig, _EVALUATION)]
 
 
-def _inside_mapping(option: str) -> bool:
+def _inside_mapping(option: str, known: Sequence[str]) -> bool:
     """Whether the option is inside a mapping ("reward.alpha.clip"); its value's check finds typos."""
-    sections = {name.rpartition(".")[0] for name in _options()}
+    sections = {name.rpartition(".")[0] for name in known}
     parts = option.split(".")
     above = {".".join(parts[:length]) for length in range(1, len(parts))}
-    return not above.isdisjoint(set(_options()) - sections)
+    return not above.isdisjoint(set(known) - sections)
 
 
 def _tree(choices: Sequence[str | None]) -> dict[str, Any]:
@@ -190,7 +211,8 @@ def _tree(choices: Sequence[str | None]) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _settings(tree: dict[str, Any], values: Sequence[_Value]) -> Settings:
+def _with_values(tree: dict[str, Any], values: Sequence[_Value]) -> dict[str, Any]:
+    """The tree with these options set, and references resolved."""
     config = OmegaConf.create(tree)
     try:
         for option, value in values:
@@ -199,9 +221,14 @@ def _settings(tree: dict[str, Any], values: Sequence[_Value]) -> Settings:
     except (OmegaConfBaseException, HydraException) as error:
         raise UserError(_first_line(error)) from error
     assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _settings(tree: dict[str, Any], values: Sequence[_Value]) -> Settings:
+    plain = _with_values(tree, values)
     evaluation_tree = plain.pop(_EVALUATION, {})
     # First, as the evaluation takes values from it: a wrong one is named where the user wrote it.
-    run = from_mapping(RunConfig, {str(key): value for key, value in plain.items()})
+    run = from_mapping(RunConfig, plain)
     evaluation = from_mapping(EvaluationConfig, evaluation_tree, _EVALUATION)
     run.validate()
     return Settings(run, evaluation)

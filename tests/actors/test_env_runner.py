@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from actors import trajectory_store
 from actors.contracts import EpisodeRequest
-from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings, iteration_requests
+from actors.env_runner import ROUNDS, DiffusionEnvRunner, Orders, RunnerSettings, iteration_requests
 from actors.errors import UserError
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
@@ -137,6 +139,17 @@ def test_trajectories_are_stored_as_they_were(runner: DiffusionEnvRunner, tmp_pa
         assert row["terminateds"] == (t == len(episode) - 1)
 
 
+def test_stored_values_are_the_critics(runner: DiffusionEnvRunner, tmp_path: Path) -> None:
+    runner.take_orders(orders(0))
+    episodes = runner.sample()
+    table = trajectory_store.read(tmp_path / "trajectories")
+    observations_ND = np.concatenate([episode.get_observations()[:-1] for episode in episodes])
+    with torch.no_grad():
+        expected_N = runner.module.compute_values({"obs": torch.from_numpy(observations_ND)})
+    np.testing.assert_allclose(table["values"].to_numpy(), expected_N.numpy(), atol=1e-5)
+    assert np.std(expected_N.numpy()) > 0
+
+
 def test_a_folder_without_trajectories_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.parquet file"):
         trajectory_store.read(tmp_path)
@@ -187,3 +200,30 @@ def prompt_file(path: Path, prompts: list[str]) -> Path:
         }[path.suffix]
     )
     return path
+
+
+def test_requests_are_repeated_in_a_row_each_with_its_own_randomness() -> None:
+    pairs = [pair for iteration in range(4) for pair in iteration_requests(5, iteration, 6, 1, repeats=3)]
+    assert len(set(pairs)) == len(pairs) == 24
+    indices = [index for _, index in pairs]
+    assert indices == [index for index in indices[::3] for _ in range(3)]
+    assert sorted(indices[::3][:5]) == list(range(5)), "the first pass takes all"
+    focused = [index for _, index in iteration_requests(50, 0, 30, 1, repeats=3, focus=(3, 4), focus_share=1.0)]
+    assert focused == [index for index in focused[::3] for _ in range(3)]
+
+
+def test_a_runner_of_an_asynchronous_algorithm_counts_its_own_rounds(runner: DiffusionEnvRunner) -> None:
+    synchronous = []
+    for iteration in range(3):
+        runner.take_orders(orders(iteration))
+        synchronous.append([episode.id_ for episode in runner.sample()])
+    runner.rounds, runner.index = 0, 1
+    runner.take_orders(dataclasses.replace(orders(7), rounds=(0,)))
+    assert [episode.id_ for episode in runner.sample()] == synchronous[0]
+    runner.take_orders(dataclasses.replace(orders(9), rounds=(0,)))
+    episodes, state, _ = runner.sample_get_state_and_metrics()
+    assert [episode.id_ for episode in episodes] == synchronous[1], "orders of an earlier round turn nothing back"
+    assert state == {ROUNDS: 2}
+    runner.rounds = 0
+    runner.take_orders(dataclasses.replace(orders(9), rounds=(2,)))
+    assert [episode.id_ for episode in runner.sample()] == synchronous[2], "a replaced runner goes on"

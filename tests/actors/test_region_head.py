@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from actors.backbones.loading import load_backbone
 from actors.contracts import EpisodeRequest
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
+from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.policy import PolicyNetwork, save_policy
+from actors.policy_folder import pack_region_head, read_trained_policy
 from actors.region_head import RemainingChangeHead, load_region_head, local_change, save_region_head
 from actors.region_training import (
     Trajectories,
@@ -212,3 +216,42 @@ def test_a_head_that_does_not_fit_is_a_one_line_error(head_file: Path) -> None:
 
 def test_the_head_is_not_needed_where_nothing_refines() -> None:
     assert Engine(OracleBackbone(), learned("nowhere", actions=("continue", "stop"))).region is None
+
+
+def test_the_head_travels_with_its_policy(tmp_path: Path) -> None:
+    """Copied elsewhere, and with the file of its training gone, the folder still opens with the same head."""
+    backbone = OracleBackbone()
+    head = RemainingChangeHead(4)
+    save_region_head(tmp_path / "head.safetensors", head, backbone=backbone.identity)
+    learned = EngineConfig(
+        num_steps=5,
+        actions=("continue", "stop", "refine"),
+        refine_region="learned",
+        refine_head=str(tmp_path / "head.safetensors"),
+    )
+    observer = Observer(ObservationConfig("timestep"), ObservationSizes(6, 5), learned.actions)
+    stored = pack_region_head(tmp_path / "policy", asdict(learned))
+    metadata = {
+        "backbone": backbone.identity,
+        "backbone_name": "oracle",
+        "engine": stored,
+        "observation": asdict(observer.config),
+        "sizes": asdict(observer.sizes),
+    }
+    assert stored["refine_head"] == "region_head.safetensors"
+    save_policy(tmp_path / "policy", PolicyNetwork(observer.policy_dim, observer.num_actions, (8,)), metadata)
+    (tmp_path / "head.safetensors").unlink()
+    shutil.move(tmp_path / "policy", tmp_path / "elsewhere")
+    trained = read_trained_policy(tmp_path / "elsewhere")
+    assert trained.engine == replace(learned, refine_head=str(tmp_path / "elsewhere/region_head.safetensors"))
+    engine, _, _ = trained.open(backbone)
+    assert engine.region is not None
+    assert trained.engine.refine_head is not None
+    packed = load_region_head(trained.engine.refine_head, channels=4, backbone=backbone.identity)
+    for name, values in head.state_dict().items():
+        assert torch.equal(packed.state_dict()[name], values)
+    with pytest.raises(UserError, match="no file"):
+        pack_region_head(tmp_path / "policy", asdict(learned))
+    plain = asdict(EngineConfig())
+    assert pack_region_head(tmp_path / "nowhere", plain) == plain
+    assert not (tmp_path / "nowhere").exists()

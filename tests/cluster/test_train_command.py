@@ -8,6 +8,7 @@ import pytest
 
 from actors.errors import UserError
 from learner.config import RunConfig
+from learner.guards import TrainingFailure
 from learner.train import TrainResult
 from tests.cluster.conftest import Say
 
@@ -79,6 +80,15 @@ def test_a_run_that_fails_before_its_first_policy_leaves_nothing(
     code, _, err = say("train", "name=mine")
     assert (code, err) == (2, "error: backbone='nothing': cannot be loaded; give shapes\n")
     assert [path.name for path in (folder / "runs").iterdir()] == left
+
+
+def test_a_training_that_cannot_go_on_says_why_in_one_line(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(config: RunConfig, **_: object) -> NoReturn:
+        raise TrainingFailure("the checkpoint of iteration 4 could not be written", "disk")
+
+    monkeypatch.setattr("learner.train.train", train)
+    code, _, err = say("train", "name=mine")
+    assert (code, err) == (1, "error: the checkpoint of iteration 4 could not be written\n")
 
 
 def test_a_full_disk_is_found_before_anything_starts(

@@ -61,7 +61,7 @@ def test_a_policy_without_stop_has_no_threshold(tmp_path: Path) -> None:
 
 def test_the_grid_goes_from_safe_to_bold() -> None:
     assert list(THRESHOLDS) == sorted(set(THRESHOLDS), reverse=True)
-    assert 0.0 < THRESHOLDS[-1] < THRESHOLDS[0] < NEVER
+    assert 0.0 < THRESHOLDS[-1] < 0.001 < 0.999 < THRESHOLDS[0] < NEVER
 
 
 def test_calibration_captions_are_held_out_and_every_tier_gives_what_it_has() -> None:

@@ -10,7 +10,8 @@ import yaml
 
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
-from learner.config import PPOSettings, PromptConfig, ResourcesConfig, RunConfig
+from learner.algorithm_settings import AlgorithmSettings
+from learner.config import PPOSettings, PromptConfig, RegistryConfig, ResourcesConfig, RunConfig
 from learner.curriculum import CurriculumConfig, Phase
 from rewards_service.arithmetic import RewardConfig
 
@@ -26,8 +27,19 @@ from rewards_service.arithmetic import RewardConfig
         ({"ppo": PPOSettings(iterations=0)}, "ppo.iterations=0"),
         ({"ppo": PPOSettings(time_limit_s=0.0)}, "ppo.time_limit_s=0.0"),
         ({"ppo": PPOSettings(episodes_per_iteration=1)}, "ppo.episodes_per_iteration=1"),
+        ({"registry": RegistryConfig(patience_s=-1.0)}, "registry.patience_s=-1.0"),
         ({"reward": RewardConfig(target_nfe=60.0)}, "reward.target_nfe=60"),
         ({"curriculum": CurriculumConfig((Phase(0.0),))}, "curriculum.phases[0].until=0.0"),
+        ({"ppo": PPOSettings(entropy_hold=0.6, entropy_decay=0.5)}, "ppo.entropy_hold=0.6"),
+        ({"algorithm": AlgorithmSettings("dqn")}, "algorithm.name='dqn'"),  # type: ignore[arg-type]
+        ({"algorithm": AlgorithmSettings(branch_share=1.5)}, "algorithm.branch_share=1.5"),
+        ({"algorithm": AlgorithmSettings("appo", branch_share=0.5)}, "algorithm.branch_share=0.5"),
+        ({"algorithm": AlgorithmSettings(episodes_per_request=65)}, "algorithm.episodes_per_request=65"),
+        ({"algorithm": AlgorithmSettings(max_skipped_updates=0)}, "algorithm.max_skipped_updates=0"),
+        (
+            {"algorithm": AlgorithmSettings("appo"), "resources": ResourcesConfig(num_env_runners=0)},
+            "algorithm.name=appo",
+        ),
         ({"prompts": PromptConfig(limit=0)}, "prompts.limit=0"),
         ({"resources": ResourcesConfig(groups=9, slots=8)}, "resources.groups=9"),
         ({"resources": ResourcesConfig(num_env_runners=-1)}, "resources.num_env_runners=-1"),

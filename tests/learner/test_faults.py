@@ -106,9 +106,7 @@ def test_a_run_whose_driver_is_killed_goes_on_as_if_it_had_not_been(
     assert sum(table["terminateds"].to_pylist()) == 16 * ITERATIONS
 
 
-def test_sigterm_leaves_a_checkpoint_of_the_iteration_under_way(
-    tmp_path: Path, uninterrupted: TrainResult
-) -> None:
+def test_sigterm_leaves_a_checkpoint_of_the_iteration_under_way(tmp_path: Path) -> None:
     progress = tmp_path / "ended" / "progress.jsonl"
     with a_process(tmp_path, "ended", 100_000) as process:
         deadline = time.monotonic() + PATIENCE_S
@@ -121,9 +119,6 @@ def test_sigterm_leaves_a_checkpoint_of_the_iteration_under_way(
     assert output.splitlines()[-1] == "interrupted"
     rows = read_rows(progress)
     assert checkpoints.read_state(checkpoints.newest(progress.parent)).iteration == rows[-1]["iteration"]
-    expected = read_rows(uninterrupted.run_dir / "progress.jsonl")
-    for row, other in zip(rows[:3], expected, strict=False):
-        assert row["return"] == other["return"]
 
 
 def test_a_run_that_ended_before_its_first_update_goes_on(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from learner.module import PolicyModule
 ACTIONS = 4
 
 
-def build(*, inference_only: bool = False, critic_sees_quality: bool = True) -> PolicyModule:
+def build(
+    *, inference_only: bool = False, critic_sees_quality: bool = True, critic: bool = False
+) -> PolicyModule:
     torch.manual_seed(0)
     spec = RLModuleSpec(
         module_class=PolicyModule,
@@ -26,6 +28,7 @@ def build(*, inference_only: bool = False, critic_sees_quality: bool = True) -> 
             "actions": ["continue", "stop", "look", "restart"],
             "hidden": [16],
             "initial_logits": [0.0] * ACTIONS,
+            "critic_on_env_runners": critic,
         },
     )
     module: PolicyModule = spec.build()
@@ -94,3 +97,17 @@ def test_env_runners_get_the_policy_and_its_normalisation_but_no_critic() -> Non
     runner.set_state(learner.get_state(inference_only=True))
     obs_BD = observations(learner, torch.ones(2, ACTIONS, dtype=torch.bool))
     assert torch.equal(logits(learner, obs_BD), logits(runner, obs_BD))
+
+
+def test_a_critic_on_env_runners_stays_where_a_sender_has_none() -> None:
+    learner, bare, runner = build(), build(inference_only=True), build(inference_only=True, critic=True)
+    obs_BD = observations(learner, torch.ones(2, ACTIONS, dtype=torch.bool))
+    own_B = values(runner, obs_BD)
+    with torch.no_grad():
+        for weight in learner.parameters():
+            weight.add_(0.1)
+    runner.set_state(bare.get_state())
+    assert torch.equal(values(runner, obs_BD), own_B)
+    runner.set_state(learner.get_state())
+    assert torch.equal(values(runner, obs_BD), values(learner, obs_BD))
+    assert torch.equal(logits(runner, obs_BD), logits(learner, obs_BD))

@@ -88,7 +88,10 @@ def test_a_resumed_run_goes_on_in_its_mlflow_run_and_registering_uses_it(tmp_pat
     assert read_result(folder).model_version == version == "1"
     found = client.get_model_version(registry.model_name("shapes"), version)
     assert found.run_id == run_id
-    assert client.get_run(run_id).info.status == "FINISHED"
+    ended = client.get_run(run_id)
+    assert ended.info.status == "FINISHED"
+    assert ended.data.metrics["policy/iteration"] == 4.0
+    assert len(curve(client, run_id)) == 4
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 

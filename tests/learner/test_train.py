@@ -20,6 +20,7 @@ from actors import trajectory_store
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from actors.policy import load_policy
+from actors.trajectory_origin import read_origin
 from learner import checkpoints, session
 from learner.calibration import calibrate, local_references
 from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
@@ -50,6 +51,8 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     timed = {
         "time",
         "seconds",
+        "sampling_s",
+        "update_s",
         "time_left_s",
         "held_out/seconds",
         "held_out/share",
@@ -164,6 +167,25 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     state = checkpoints.read_state(checkpoints.newest(result.run_dir))
     assert state.sigma == measured.sigma
     assert state.scales == config.reward.scales | measured.scales
+
+
+def test_storing_episodes_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
+    """The critic goes to the env runners for it, also where a run is resumed that had stored none."""
+    plain = toy_config(tmp_path, name="plain", checkpoints=CheckpointConfig(every=1, trajectories=False))
+    stored = toy_config(
+        tmp_path, name="stored", checkpoints=CheckpointConfig(every=1, trajectory_previews=True)
+    )
+    one, other = (train(config, world=toy_world) for config in (plain, stored))
+    assert same(weights(one.policy_dir), weights(other.policy_dir))
+    table = trajectory_store.read(other.run_dir / "trajectories")
+    assert table["values"].null_count == table["preview"].null_count == 0
+    assert not (one.run_dir / "trajectories").exists()
+    longer = replace(plain, ppo=replace(plain.ppo, iterations=3), checkpoints=CheckpointConfig(every=1))
+    resumed = train(longer, resume=one.run_dir, world=toy_world)
+    assert resumed.iterations == 3
+    later = trajectory_store.read(one.run_dir / "trajectories")
+    assert set(later["weights_seq_no"].to_pylist()) == {2}
+    assert read_origin(one.run_dir / "trajectories").metadata["run"] == "plain"
 
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from actors.errors import UserError
 from evaluation.baselines import check_baselines
 from learner.config import RunConfig
 from learner.curriculum import Phase
+from learner.offline_config import OfflineConfig
 from rewards_service.scorers_config import DinoConfig, HpsConfig, ScorersConfig
-from tune_configs.conversion import option_names
-from tune_configs.loading import FOLDER, compose, groups, settings_from_yaml
+from tune_configs.conversion import join, option_names
+from tune_configs.loading import FOLDER, compose, compose_offline, groups, settings_from_yaml
 
 FILES = [(group, file) for group, files in groups().items() for file in files]
 
@@ -54,6 +55,7 @@ def test_every_section_and_option_of_the_defaults_is_written_down() -> None:
     """Whoever reads the YAML sees each option of PPO, prompts, resources, evaluation: none is hidden."""
     tree = compose()
     sections: dict[str, Any] = {
+        "algorithm/ppo": tree.run.algorithm,
         "ppo/tuned": tree.run.ppo,
         "prompts/shapes": tree.run.prompts,
         "curriculum/hard_first": tree.run.curriculum,
@@ -79,8 +81,9 @@ def test_an_override_changes_its_option_and_nothing_else() -> None:
 
 
 def test_the_seeds_ppo_brings_their_curriculum_unless_the_user_chooses_one() -> None:
-    assert compose(["ppo=seed"]).run.curriculum == compose(["curriculum=easy_first"]).run.curriculum
-    assert compose(["ppo=seed", "curriculum=none"]).run.curriculum.phases == ()
+    easy_first = compose(["curriculum=easy_first"]).run.curriculum
+    assert compose(["ppo=seed_v1"]).run.curriculum == compose(["ppo=seed_v2"]).run.curriculum == easy_first
+    assert compose(["ppo=seed_v2", "curriculum=none"]).run.curriculum.phases == ()
     own = compose(["curriculum.phases=[{until: 0.5, to_quantile: 0.5}]"]).run.curriculum
     assert own.phases == (Phase(until=0.5, to_quantile=0.5),)
 
@@ -151,6 +154,10 @@ def test_every_backbone_is_evaluated_where_it_was_trained_and_against_what_it_ca
         ),
         ("curriculum=hard", "curriculum='hard': give one of easy_first, hard_first, none"),
         ("backbone.height=0", "backbone.height is 0; accepted: a number of pixels, or null"),
+        ("guards.collapse.action=maybe", "guards.collapse.action='maybe': give one of ignore, warn, stop"),
+        ("guards.hacking.confidence=1", "guards.hacking.confidence: 1.0; accepted: from 0.5 to below 1"),
+        ("watch.share=0.9", "watch.share: 0.9; accepted: above 0, at most 0.5"),
+        ("watch={every: 0, keep: best}", "watch.keep: 'best'; accepted: last, as watch.every=0 compares"),
         ("ppo.lr=1,2", "'ppo.lr=1,2': give one value for one option, as OPTION=VALUE"),
         ("+ppo.lr=1", "'+ppo.lr=1': give one value for one option, as OPTION=VALUE"),
         ("~ppo.lr", "'~ppo.lr': give one value for one option, as OPTION=VALUE"),
@@ -276,3 +283,39 @@ def test_a_file_of_options_is_checked_as_overrides_are(
         path.write_text(content)
     with pytest.raises(UserError, match=re.escape(said)):
         compose([f"@{path}"])
+
+
+def test_offline_options_are_all_written_down_and_checked() -> None:
+    written = yaml.safe_load((FOLDER / "offline.yaml").read_text(encoding="utf-8"))
+    stated = {
+        join(section, name) for section, inner in [("", written), *_sections(written)] for name in inner
+    }
+    assert stated == set(option_names(OfflineConfig))
+    config = compose_offline(["algorithm=dpo", "trajectories=[a,b]", "dpo.beta=0.5", "seed=3"])
+    assert (config.algorithm, config.trajectories, config.dpo.beta, config.seed) == (
+        "dpo",
+        ("a", "b"),
+        0.5,
+        3,
+    )
+    assert compose_offline(["trajectories=runs/run"]).folders == [Path("runs/run")]
+
+
+def _sections(written: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, inner) for name, inner in written.items() if isinstance(inner, dict)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "trajectories is empty"),
+        (["trajectories=a", "algorithm=cql"], "algorithm='cql': give one of bc, marwil, dpo"),
+        (["trajectories=a", "ppo.lr=1"], "unknown option 'ppo.lr'; did you mean 'lr'?"),
+        (["trajectories=a", "marwil.beta=2"], "marwil.beta=2.0"),
+    ],
+)
+def test_a_wrong_offline_option_is_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose_offline(overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

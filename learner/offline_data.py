@@ -1,0 +1,160 @@
+"""Stored episodes as offline learning takes them: surveyed, split by prompt, and read by RLlib.
+
+Always true here: episodes stay whole; all episodes of a prompt are on one side of the split, since the
+same prompt and seed meet the same observations again; files are read one after the other, so that memory
+holds one of them and not all.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import torch
+from numpy.typing import NDArray
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.offline.offline_prelearner import OfflinePreLearner
+from ray.rllib.utils import flatten_dict
+
+from actors import trajectory_store
+from actors.errors import UserError
+from actors.observations import Observer
+from actors.policy import PolicyNetwork
+
+#: Of the held-out decisions so many are measured on.
+_MEASURED = 20_000
+#: Files that RLlib reads, and makes one block of, at a time.
+FILES_AT_ONCE = 4
+HELD_OUT = "held_out"
+"""The held-out share, in RLlib's `env_config`."""
+_COLUMNS = ("eps_id", "prompt", "obs", "actions", "rewards", "terminateds")
+
+
+def is_held_out(prompt: str, share: float) -> bool:
+    """Whether a prompt is measured on: always the same ones, and more of them with a larger share."""
+    return zlib.crc32(prompt.encode()) < share * 2**32
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """N stored decisions: observations_ND as the observer made them, and the actions taken."""
+
+    observations_ND: NDArray[np.float32]
+    actions_N: NDArray[np.int64]
+
+    def measure(self, network: PolicyNetwork, observer: Observer) -> dict[str, float]:
+        """Mean negative log-likelihood of the actions, and how often they are the network's best."""
+        with torch.inference_mode():
+            policy_ND, _, mask_NA = observer.split(torch.from_numpy(self.observations_ND))
+            log_probs_NA = network(policy_ND, mask_NA).log_softmax(dim=1)
+            actions_N = torch.from_numpy(self.actions_N)
+            nll = -float(log_probs_NA.gather(1, actions_N[:, None]).mean())
+            accuracy = float((log_probs_NA.argmax(dim=1) == actions_N).float().mean())
+        return {"held_out_nll": nll, "held_out_accuracy": accuracy}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is in some folders: files to learn from, episodes on both sides, and decisions to measure on.
+
+    mean_return: the behaviour's, undiscounted, over the episodes that are learnt from.
+    """
+
+    files: tuple[str, ...]
+    episodes: int
+    held_out_episodes: int
+    decisions: int
+    mean_return: float
+    held_out: Decisions | None
+
+
+def survey(folders: Sequence[Path], share: float) -> Survey:
+    """Read everything once. Raises what `trajectory_store.files` raises, and UserError if nothing is left."""
+    files: list[str] = []
+    episodes = held_out_episodes = decisions = kept = 0
+    returns = 0.0
+    observations: list[NDArray[np.float32]] = []
+    actions: list[NDArray[np.int64]] = []
+    for file in trajectory_store.files(folders):
+        before = episodes
+        for rows in trajectory_store.stream_file(file, _COLUMNS):
+            out_N = _held_out_rows(rows, share)
+            ends_N = rows["terminateds"].to_numpy()
+            episodes += int((ends_N & ~out_N).sum())
+            held_out_episodes += int((ends_N & out_N).sum())
+            decisions += int((~out_N).sum())
+            returns += float(rows["rewards"].to_numpy()[~out_N].sum(dtype=np.float64))
+            if out_N.any() and kept < _MEASURED:
+                measured = rows.filter(pyarrow.array(out_N))
+                observations.append(trajectory_store.vectors(measured, "obs"))
+                actions.append(measured["actions"].to_numpy().astype(np.int64))
+                kept += measured.num_rows
+        if episodes > before:
+            files.append(str(file))
+    if not episodes:
+        raise UserError(f"held_out={share}: every prompt is held out, nothing is left to learn from; give 0")
+    held_out = Decisions(np.concatenate(observations), np.concatenate(actions)) if kept else None
+    return Survey(tuple(files), episodes, held_out_episodes, decisions, returns / episodes, held_out)
+
+
+def learnt_rows(rows: pyarrow.Table, share: float) -> pyarrow.Table:
+    """The rows of the prompts that are learnt from."""
+    return rows.filter(pyarrow.array(~_held_out_rows(rows, share)))
+
+
+def _held_out_rows(rows: pyarrow.Table, share: float) -> NDArray[np.bool_]:
+    encoded = rows["prompt"].combine_chunks().dictionary_encode()
+    names = np.array([is_held_out(prompt, share) for prompt in encoded.dictionary.to_pylist()])
+    chosen: NDArray[np.bool_] = names[encoded.indices.to_numpy()]
+    return chosen
+
+
+def rllib_episodes(rows: pyarrow.Table) -> Iterator[SingleAgentEpisode]:
+    """Whole episodes as RLlib's connectors take them."""
+    observations_ND = trajectory_store.vectors(rows, "obs")
+    actions_N, rewards_N = rows["actions"].to_numpy(), rows["rewards"].to_numpy()
+    start = 0
+    for length in trajectory_store.episode_lengths(rows):
+        inside = slice(start, start + int(length))
+        seen = observations_ND[inside]
+        # A terminated episode's last observation is never valued; RLlib wants one more than actions.
+        yield SingleAgentEpisode(
+            id_=rows["eps_id"][start].as_py(),
+            observations=[*seen, seen[-1]],
+            actions=list(actions_N[inside]),
+            rewards=list(rewards_N[inside]),
+            terminated=True,
+            len_lookback_buffer=0,
+        ).to_numpy()
+        start += int(length)
+
+
+class EpisodePreLearner(OfflinePreLearner):
+    """RLlib's reader for files of ours: rows name files, what comes out are decisions to learn from.
+
+    RLlib's own makes an episode of every single row; such have no return for MARWIL to weigh by.
+    """
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The decisions of all whole episodes in `batch["item"]`, a few files."""
+        share = float(self.config.env_config[HELD_OUT])
+        episodes = [
+            episode
+            for file in batch["item"]
+            for rows in trajectory_store.stream_file(Path(str(file)), _COLUMNS)
+            for episode in rllib_episodes(learnt_rows(rows, share))
+        ]
+        assert episodes, "a file without anything to learn from; the survey leaves such out"
+        learnt = self._learner_connector(
+            rl_module=self._module, batch={}, episodes=episodes, shared_data={}, metrics=None
+        )
+        for columns in learnt.values():
+            columns.pop(Columns.NEXT_OBS, None)  # nobody looks at them, and they double the data
+        flat: dict[str, Any] = flatten_dict(learnt)
+        return flat

@@ -230,7 +230,7 @@ def test_the_head_travels_with_its_policy(tmp_path: Path) -> None:
         refine_head=str(tmp_path / "head.safetensors"),
     )
     observer = Observer(ObservationConfig("timestep"), ObservationSizes(6, 5), learned.actions)
-    metadata = {
+    metadata: dict[str, Any] = {
         "backbone": backbone.identity,
         "backbone_name": "oracle",
         "engine": pack_region_head(tmp_path / "policy", asdict(learned)),

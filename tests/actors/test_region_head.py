@@ -230,15 +230,14 @@ def test_the_head_travels_with_its_policy(tmp_path: Path) -> None:
         refine_head=str(tmp_path / "head.safetensors"),
     )
     observer = Observer(ObservationConfig("timestep"), ObservationSizes(6, 5), learned.actions)
-    stored = pack_region_head(tmp_path / "policy", asdict(learned))
-    metadata = {
+    metadata: dict[str, Any] = {
         "backbone": backbone.identity,
         "backbone_name": "oracle",
-        "engine": stored,
+        "engine": pack_region_head(tmp_path / "policy", asdict(learned)),
         "observation": asdict(observer.config),
         "sizes": asdict(observer.sizes),
     }
-    assert stored["refine_head"] == "region_head.safetensors"
+    assert metadata["engine"]["refine_head"] == "region_head.safetensors"
     save_policy(tmp_path / "policy", PolicyNetwork(observer.policy_dim, observer.num_actions, (8,)), metadata)
     (tmp_path / "head.safetensors").unlink()
     shutil.move(tmp_path / "policy", tmp_path / "elsewhere")

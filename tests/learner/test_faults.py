@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from actors import trajectory_store
 from actors.policy import load_policy
@@ -34,21 +35,17 @@ pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 
 ITERATIONS = 6
 PATIENCE_S = 400.0
-"""For a process to start Ray and train, on a machine that has much else to do."""
+"""For a process to start and train, on a machine that has much else to do."""
 
 
 @contextmanager
 def a_process(folder: Path, name: str, iterations: int, *where: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A training run with a Ray of its own, which ends with it; what it says is in `folder`/output.txt.
-
-    In a file, as the end of a pipe would come only with the last of Ray's processes.
-    """
-    command = [sys.executable, "-m", "tests.learner.toy_run", str(folder), name, str(iterations), *where]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    """A training run in this session's Ray; what it says is in `folder`/output.txt."""
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "tests.learner.toy_run", address, str(folder), name, str(iterations)]
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=Path(__file__).parents[2], env=environment, stdout=output, stderr=subprocess.STDOUT
+            [*command, *where], cwd=Path(__file__).parents[2], stdout=output, stderr=subprocess.STDOUT
         )
     try:
         yield process
@@ -126,7 +123,7 @@ def test_a_run_that_ended_before_its_first_update_goes_on(tmp_path: Path) -> Non
     config = fault_config(tmp_path, "early", 2)
 
     def end(row: dict[str, Any]) -> None:
-        if row["phase"] == "references":
+        if row["phase"] == "references" and row["done"] == row["total"]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     early = train(config, progress=end, world=toy_world)

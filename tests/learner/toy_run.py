@@ -1,9 +1,10 @@
 """A training run on the toy world in a process of its own, which tests may kill; or which kills itself.
 
-    python -m tests.learner.toy_run FOLDER NAME ITERATIONS [checkpoint|iteration]
+    python -m tests.learner.toy_run ADDRESS FOLDER NAME ITERATIONS [checkpoint|iteration]
 
-`checkpoint` and `iteration` say where it sends itself SIGKILL: half-way through writing the checkpoint of
-iteration 4, or with half of the fifth iteration's trajectories on disk.
+It joins the Ray at ADDRESS, which goes on living. `checkpoint` and `iteration` say where it sends itself
+SIGKILL: half-way through writing the checkpoint of iteration 4, or with half of the fifth iteration's
+trajectories on disk.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
+
+import ray
 
 from actors import trajectory_store
 from learner import checkpoints
@@ -68,7 +71,8 @@ def die_in_iteration() -> None:
 
 
 if __name__ == "__main__":
-    runs_dir, name, iterations, *where = sys.argv[1:]
+    address, runs_dir, name, iterations, *where = sys.argv[1:]
+    ray.init(address=address, log_to_driver=False)
     for fault in where:
         {"checkpoint": die_in_checkpoint, "iteration": die_in_iteration}[fault]()
     result = train(fault_config(Path(runs_dir), name, int(iterations)), world=toy_world)

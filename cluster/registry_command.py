@@ -49,9 +49,11 @@ def list_models(runs_dir: RunsDir = RUNS, tracking_uri: TrackingUri = None, as_j
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    headers = ("version", "aliases", "date", "utility", "quality", "NFE", "H2, 95%", "stops at")
+    headers = ("", "aliases", "date", "utility", "quality", "NFE", "H2, 95%", "stops at")
     for name in dict.fromkeys(row["model"] for row in rows):
-        table = Table(*headers, box=None, padding=(0, 1), pad_edge=False)
+        table = Table(box=None, padding=(0, 1), pad_edge=False, collapse_padding=True)
+        for header in headers:
+            table.add_column(header, no_wrap=header != "aliases")
         for row in rows:
             if row["model"] == name:
                 table.add_row(*_cells(row))

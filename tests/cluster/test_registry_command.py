@@ -251,3 +251,26 @@ def test_a_mistake_is_one_line(
     assert err.count("\n") == 1
     for word in words:
         assert word in err
+
+
+def test_an_evaluation_is_kept_with_the_version_that_has_these_weights(
+    say: Say, folder: Path, opened: list[Bench], two_versions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = {"hypotheses": {"H2": {"estimate": 0.02, "ci95": [0.01, 0.03]}}}
+
+    def evaluate(policy_dir: Path, run_dir: Path, *_: object, **__: object) -> dict[str, Any]:
+        (run_dir / "summary.json").write_text(json.dumps(summary))
+        return summary
+
+    monkeypatch.setattr("evaluation.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("evaluation.headline.opening_sentence", lambda summary: "Saved.")
+    monkeypatch.setattr("evaluation.report.write_report", lambda run_dir: run_dir / "report.html")
+    run_dir = folder / "runs" / "mine"
+    shutil.copytree(two_versions.parent / "policy-0", run_dir / "policy")
+    (run_dir / "config.yaml").write_text(compose(["name=mine"]).to_yaml())
+    assert say("evaluate", "mine")[0] == 0
+    listed = {row["version"]: row for row in json.loads(say("registry", "list", "--json")[1])}
+    assert [listed["1"][key] for key in ("h2", "h2_low", "h2_high")] == [0.02, 0.01, 0.03]
+    assert listed["2"]["h2"] is None
+    assert "+0.010 to +0.030" in say("registry", "list")[1]
+    assert registered().attached(registered().find(f"{NAME}/1"), "evaluation/summary.json") is not None

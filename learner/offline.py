@@ -2,12 +2,14 @@
 
 Always true here: no image is made; what is left behind is what `train` leaves: config.yaml (of the run that
 gathered the episodes, under the new name), progress.jsonl, policy/; offline.yaml says what was asked for.
-Held-out prompts are measured on and never learnt from.
+Held-out prompts are measured on and never learnt from. The policy that is kept is, for bc and dpo, that of
+the iteration with the lowest loss on them; for marwil the last one, as nothing says there which is best.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -30,6 +32,10 @@ from learner.offline_data import Survey, survey
 from learner.progress import ProgressFile
 
 Report = Callable[[dict[str, Any]], None]
+
+
+#: What the kept iteration is chosen by; where it was not measured, the last one is kept.
+_CRITERION = {"bc": "held_out_nll", "dpo": "held_out_dpo_loss", "marwil": None}
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,12 @@ def train_offline(config: OfflineConfig, report: Report | None = None) -> Offlin
     torch.set_num_threads(config.torch_threads)
     try:
         with StopRequest() as stop, _ray(config):
-            ended = _learn(config, origin, found, report or (lambda row: None), stop, started)
+            ended, kept = _learn(config, origin, found, report or (lambda row: None), stop, started)
     except UserError:
         if not existed:
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    version = _register(config, origin, ended, found)
+    version = _register(config, origin, ended, found, kept)
     return OfflineResult(run_dir, run_dir / "policy", version, ended, time.monotonic() - started)
 
 
@@ -94,22 +100,25 @@ def _learn(
     report: Report,
     stop: StopRequest,
     started: float,
-) -> str:
-    """All iterations, or those until a signal; gives what ended it."""
+) -> tuple[str, dict[str, Any]]:
+    """All iterations, or those until a signal; gives what ended it, and the kept iteration's row."""
     file = ProgressFile(config.run_dir / "progress.jsonl", 1)
-    observer = origin.observer()
+    observer, criterion = origin.observer(), _CRITERION[config.algorithm]
+    kept: dict[str, Any] = {}
     with contextlib.closing(_updates(config, origin, found)) as updates:  # type: ignore[type-var]
         for iteration, (numbers, network) in enumerate(updates, start=1):
             if found.held_out is not None:
                 numbers = numbers | found.held_out.measure(network, observer)
             check_finite(numbers, network.state_dict(), iteration)
             row: dict[str, Any] = {"iteration": iteration, "seconds": time.monotonic() - started, **numbers}
-            save_policy(config.run_dir / "policy", network, policy_metadata(config, origin, iteration))
+            if criterion not in row or row[criterion] < kept.get(criterion, math.inf):
+                save_policy(config.run_dir / "policy", network, policy_metadata(config, origin, iteration))
+                kept = row
             file.append(row)
             report(row | {"iterations": config.iterations})
             if stop.signalled:
-                return "interrupted"
-    return "finished"
+                return "interrupted", kept
+    return "finished", kept
 
 
 def policy_metadata(config: OfflineConfig, origin: Origin, iteration: int) -> dict[str, Any]:
@@ -134,20 +143,19 @@ def _prepare(config: OfflineConfig, origin: Origin) -> None:
             raise UserError(f"runs_dir={config.runs_dir}: cannot write there ({error.strerror})") from error
 
 
-def _register(config: OfflineConfig, origin: Origin, ended: str, found: Survey) -> str | None:
+def _register(
+    config: OfflineConfig, origin: Origin, ended: str, found: Survey, kept: dict[str, Any]
+) -> str | None:
     settings = config.registry
     if not settings.enabled:
         return None
-    from learner.progress import read_rows
-
-    last = read_rows(config.run_dir / "progress.jsonl")[-1]
     return registry.register(
         config.run_dir / "policy",
         name=registry.model_name(origin.config["backbone"]["name"]),
         uri=settings.tracking_uri or registry.tracking_uri(config.run_dir.parent),
         experiment=settings.experiment,
         run_name=config.name,
-        metrics={**last, "behaviour_return": found.mean_return, "episodes": float(found.episodes)},
+        metrics={**kept, "behaviour_return": found.mean_return, "episodes": float(found.episodes)},
         params=registry.filtered(config.as_dict()),
         tags={"backbone": origin.metadata["backbone"], "run_dir": str(config.run_dir), "ended": ended},
         alias=settings.alias,

@@ -183,7 +183,7 @@ def read(folder: Path) -> pyarrow.Table:
 def vectors(rows: pyarrow.Table, column: str) -> NDArray[np.float32]:
     """A list column as an array [N, D]; its lists must be equally long."""
     flat: NDArray[np.float32] = rows[column].combine_chunks().flatten().to_numpy()
-    return flat.reshape(rows.num_rows, -1)
+    return flat.reshape(rows.num_rows, len(flat) // max(rows.num_rows, 1))
 
 
 def episode_lengths(rows: pyarrow.Table) -> NDArray[np.int64]:

@@ -2,13 +2,15 @@
 
 Always true here: no image is made; what is left behind is what `train` leaves: config.yaml (of the run that
 gathered the episodes, under the new name), progress.jsonl, policy/; offline.yaml says what was asked for.
-Held-out prompts are measured on and never learnt from.
+Held-out prompts are measured on and never learnt from. The policy that is kept is, for bc and dpo, that of
+the iteration with the lowest loss on them; for marwil the last one, as nothing says there which is best.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import shutil
 import time
@@ -34,6 +36,10 @@ from learner.registration import patiently
 from learner.tracking import first_line
 
 Report = Callable[[dict[str, Any]], None]
+
+
+#: What the kept iteration is chosen by; where it was not measured, the last one is kept.
+_CRITERION = {"bc": "held_out_nll", "dpo": "held_out_dpo_loss", "marwil": None}
 
 
 @dataclass(frozen=True)
@@ -64,12 +70,12 @@ def train_offline(config: OfflineConfig, report: Report | None = None) -> Offlin
     torch.set_num_threads(config.torch_threads)
     try:
         with StopRequest() as stop, _ray(config):
-            ended = _learn(config, origin, found, report or (lambda row: None), stop, started)
+            ended, kept = _learn(config, origin, found, report or (lambda row: None), stop, started)
     except UserError:
         if not existed:
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    version = _register(config, origin, ended, found)
+    version = _register(config, origin, ended, found, kept)
     return OfflineResult(run_dir, run_dir / "policy", version, ended, time.monotonic() - started)
 
 
@@ -98,23 +104,26 @@ def _learn(
     report: Report,
     stop: StopRequest,
     started: float,
-) -> str:
-    """All iterations, or those until a signal; gives what ended it."""
+) -> tuple[str, dict[str, Any]]:
+    """All iterations, or those until a signal; gives what ended it, and the kept iteration's row."""
     file = progress_file(config.run_dir / "progress.jsonl", 1)
-    observer = origin.observer()
+    observer, criterion = origin.observer(), _CRITERION[config.algorithm]
+    kept: dict[str, Any] = {}
     with contextlib.closing(_updates(config, origin, found)) as updates:  # type: ignore[type-var]
         for iteration, (numbers, network) in enumerate(updates, start=1):
             if found.held_out is not None:
                 numbers = numbers | found.held_out.measure(network, observer)
             check_finite(numbers, network.state_dict(), iteration)
             row: dict[str, Any] = {"iteration": iteration, "seconds": time.monotonic() - started, **numbers}
-            save_policy(config.run_dir / "policy", network, policy_metadata(config, origin, iteration))
+            if criterion not in row or row[criterion] < kept.get(criterion, math.inf):
+                save_policy(config.run_dir / "policy", network, policy_metadata(config, origin, iteration))
+                kept = row
             if error := file.append(row):
                 raise TrainingFailure(f"progress.jsonl cannot be written ({error.strerror or error})", "disk")
             report(row | {"iterations": config.iterations})
             if stop.signalled:
-                return "interrupted"
-    return "finished"
+                return "interrupted", kept
+    return "finished", kept
 
 
 def policy_metadata(config: OfflineConfig, origin: Origin, iteration: int) -> dict[str, Any]:
@@ -139,13 +148,14 @@ def _prepare(config: OfflineConfig, origin: Origin) -> None:
             raise UserError(f"runs_dir={config.runs_dir}: cannot write there ({error.strerror})") from error
 
 
-def _register(config: OfflineConfig, origin: Origin, ended: str, found: Survey) -> str | None:
+def _register(
+    config: OfflineConfig, origin: Origin, ended: str, found: Survey, kept: dict[str, Any]
+) -> str | None:
     settings = config.registry
     if not settings.enabled:
         return None
-    last = read_rows(config.run_dir / "progress.jsonl")[-1]
     uri = settings.tracking_uri or registry.tracking_uri(config.run_dir.parent)
-    attempt = functools.partial(_new_version, config, origin, uri, ended, last, found)
+    attempt = functools.partial(_new_version, config, origin, uri, ended, kept, found)
     try:
         return patiently(attempt, settings.patience_s)
     except Exception as error:  # whatever a server, a proxy, a database or a disk may raise
@@ -156,15 +166,15 @@ def _register(config: OfflineConfig, origin: Origin, ended: str, found: Survey) 
 
 
 def _new_version(
-    config: OfflineConfig, origin: Origin, uri: str, ended: str, last: dict[str, Any], found: Survey
+    config: OfflineConfig, origin: Origin, uri: str, ended: str, kept: dict[str, Any], found: Survey
 ) -> str:
     return registry.register(
         config.run_dir / "policy",
         name=registry.model_name(origin.config["backbone"]["name"]),
         uri=uri,
         run_id=registry.new_run(uri, config.registry.experiment, config.name, config.as_dict()),
-        metrics={**last, "behaviour_return": found.mean_return, "episodes": float(found.episodes)},
-        step=last["iteration"],
+        metrics={**kept, "behaviour_return": found.mean_return, "episodes": float(found.episodes)},
+        step=kept["iteration"],
         config=config.as_dict(),
         tags={"backbone": origin.metadata["backbone"], "run_dir": str(config.run_dir), "ended": ended},
         alias=config.registry.alias,

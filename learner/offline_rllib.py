@@ -105,8 +105,8 @@ def rllib_updates(
     mean_D, std_D = torch.tensor(origin.mean), torch.tensor(origin.std)
     with _quiet_data():
         algorithm = algorithm_config(config, origin, survey).build_algo()
+        learner = algorithm.learner_group._learner
         try:
-            learner = algorithm.learner_group._learner
             module: PolicyModule = learner.module[DEFAULT_MODULE_ID].unwrapped()
             module.set_normalisation(mean_D, std_D)
             for _ in range(config.iterations):
@@ -114,6 +114,7 @@ def rllib_updates(
                 row = {ours: float(found[theirs]) for theirs, ours in _ROWS.items() if theirs in found}
                 yield row, module.policy
         finally:
+            learner.iterator = None  # it reports to Ray when it goes, which must be there still
             algorithm.stop()
 
 

@@ -23,7 +23,7 @@ from actors.errors import UserError
 from actors.files import written_aside
 from actors.policy import ILLEGAL_LOGIT
 from learner.offline_config import PairKind
-from learner.offline_data import learnt_rows
+from learner.offline_data import is_held_out
 
 PAIRS_VERSION = "1"
 _VECTOR = pyarrow.list_(pyarrow.float32())
@@ -37,6 +37,7 @@ _HALF = (
 PAIR_SCHEMA = pyarrow.schema(
     [
         ("prompt", pyarrow.string()),
+        ("held_out", pyarrow.bool_()),
         ("kind", pyarrow.string()),
         *((f"{half}_{name}", kind) for half in ("chosen", "rejected") for name, kind in _HALF),
     ],
@@ -49,7 +50,7 @@ _COLUMNS = ("prompt", "seed", "actions", "action_dist_inputs", "rewards", "value
 class Choices:
     """The stored decisions at which stopping and going on were both legal; N of them, in stored order.
 
-    row_N: place among all rows that are learnt from; state_N: the same number for the same prompt, seed and
+    row_N: place among all stored rows; state_N: the same number for the same prompt, seed and
     past actions, which is the same state; place_N: the same number for the same prompt, attempt and step;
     logp_N: behaviour's log-probability of what was done, of the two; return_N: discounted, from there on;
     value_N: the critic's, NaN where there was none.
@@ -95,8 +96,8 @@ def stop_log_probs(logits_NA: NDArray[np.float32], stop: int) -> NDArray[np.floa
     return np.stack([logits_NA[:, stop] - total_N, others_N - total_N], axis=1)
 
 
-def read_choices(folders: Sequence[Path], stop: int, gamma: float, held_out: float) -> Choices:
-    """All choices of the prompts that are learnt from; observations stay on disk.
+def read_choices(folders: Sequence[Path], stop: int, gamma: float) -> Choices:
+    """All choices; observations stay on disk.
 
     stop: index of that action. Raises what `trajectory_store.files` raises.
     """
@@ -105,10 +106,7 @@ def read_choices(folders: Sequence[Path], stop: int, gamma: float, held_out: flo
     states: dict[object, int] = {}
     places: dict[object, int] = {}
     first = 0
-    for stored in trajectory_store.stream(folders, _COLUMNS):
-        rows = learnt_rows(stored, held_out)
-        if not rows.num_rows:
-            continue
+    for rows in trajectory_store.stream(folders, _COLUMNS):
         logits_NA = trajectory_store.vectors(rows, "action_dist_inputs")
         legal_NA = logits_NA > ILLEGAL_LOGIT / 2
         choice_N = legal_NA[:, stop] & (legal_NA.sum(axis=1) > 1)
@@ -202,7 +200,7 @@ def _groups(key_N: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 def write_pairs(
     path: Path, folders: Sequence[Path], choices: Choices, pairs: Sequence[Pair], held_out: float
 ) -> None:
-    """Write the pairs with their observations, which are read again for it.
+    """Write the pairs with their observations, which are read again for it; held_out: share of the prompts.
 
     Raises UserError where there is no pair.
     """
@@ -214,8 +212,7 @@ def write_pairs(
     used = {int(choices.row_N[index]) for pair in pairs for index in (pair.chosen, pair.rejected)}
     seen: dict[int, NDArray[np.float32]] = {}
     first = 0
-    for stored in trajectory_store.stream(folders, ("prompt", "obs")):
-        rows = learnt_rows(stored, held_out)
+    for rows in trajectory_store.stream(folders, ("obs",)):
         wanted = sorted(row for row in used if first <= row < first + rows.num_rows)
         if wanted:
             observations_ND = trajectory_store.vectors(rows, "obs")
@@ -223,6 +220,7 @@ def write_pairs(
         first += rows.num_rows
     columns: dict[str, list[object]] = {
         "prompt": [choices.prompts[pair.chosen] for pair in pairs],
+        "held_out": [is_held_out(choices.prompts[pair.chosen], held_out) for pair in pairs],
         "kind": [pair.kind for pair in pairs],
     }
     for half, indices, outcomes in (

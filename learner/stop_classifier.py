@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from actors import trajectory_store
@@ -111,7 +111,7 @@ def stop_updates(config: OfflineConfig, origin: Origin) -> Iterator[tuple[dict[s
     if "stop" not in origin.actions:
         raise UserError("algorithm=dpo: these trajectories have no action stop; give bc or marwil")
     stop, observer, options = origin.actions.index("stop"), origin.observer(), config.dpo
-    choices = read_choices(config.folders, stop, origin.gamma, config.held_out)
+    choices = read_choices(config.folders, stop, origin.gamma)
     pairs = find_pairs(
         choices,
         kind=options.pairs,
@@ -121,7 +121,10 @@ def stop_updates(config: OfflineConfig, origin: Origin) -> Iterator[tuple[dict[s
     )
     path = config.run_dir / PAIRS_FILE
     write_pairs(path, config.folders, choices, pairs, config.held_out)
-    prefer, behaviour = load_pairs(path, observer), load_behaviour(config, observer)
+    prefer, measured = load_pairs(path, observer, held_out=False), load_pairs(path, observer, held_out=True)
+    if not len(prefer.stops_P2):
+        raise UserError(f"held_out={config.held_out}: every pair is held out, none is left to learn from")
+    behaviour = load_behaviour(config, observer)
     network = new_network(config, origin)
     warmup = round(options.warmup_share * config.iterations)
     generator = torch.Generator().manual_seed(config.seed)
@@ -138,7 +141,11 @@ def stop_updates(config: OfflineConfig, origin: Origin) -> Iterator[tuple[dict[s
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
             optimizer.step()
-        yield _measure(network, prefer, behaviour, stop, options.beta), network
+        row = _measure(network, prefer, stop, options.beta) | _drift(network, behaviour, stop)
+        if iteration >= warmup - 1 and len(measured.stops_P2):
+            found = _measure(network, measured, stop, options.beta)
+            row |= {f"held_out_{name}": value for name, value in found.items()}
+        yield row, network
 
 
 def new_network(config: OfflineConfig, origin: Origin) -> PolicyNetwork:
@@ -156,38 +163,38 @@ def _draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _measure(
-    network: PolicyNetwork, prefer: PairTensors, behaviour: Behaviour, stop: int, beta: float
-) -> dict[str, float]:
-    """Over all pairs: the loss, and how often the policy prefers what turned out better, more than the
-    reference does; over some of the behaviour: how far going on is from what it was.
-    """
+def _measure(network: PolicyNetwork, prefer: PairTensors, stop: int, beta: float) -> dict[str, float]:
+    """Over all pairs: the loss, and how often the policy gained more on what turned out better."""
     every_P = torch.arange(len(prefer.stops_P2))
-    log_probs_P2 = prefer.log_probs(network, stop, every_P)
-    gained_P2 = log_probs_P2 - prefer.reference_P2
-    sample_B = torch.arange(0, len(behaviour.inputs_ND), max(len(behaviour.inputs_ND) // 4096, 1))
+    gained_P2 = prefer.log_probs(network, stop, every_P) - prefer.reference_P2
     return {
         "dpo_loss": float(prefer.loss(network, stop, beta, every_P)),
         "pair_accuracy": float((gained_P2[:, 0] > gained_P2[:, 1]).float().mean()),
         "pairs": float(len(every_P)),
         "pairs_for_stopping": float(prefer.stops_P2[:, 0].float().mean()),
-        "divergence": float(behaviour.divergence(network, sample_B, stop)),
     }
 
 
-def load_pairs(path: Path, observer: Observer) -> PairTensors:
-    """The pairs of a file, whole."""
+@torch.inference_mode()
+def _drift(network: PolicyNetwork, behaviour: Behaviour, stop: int) -> dict[str, float]:
+    """How far going on is from what it was, over some of the behaviour."""
+    count = len(behaviour.inputs_ND)
+    sample_B = torch.arange(0, count, max(count // 4096, 1))
+    return {"divergence": float(behaviour.divergence(network, sample_B, stop))}
+
+
+def load_pairs(path: Path, observer: Observer, *, held_out: bool) -> PairTensors:
+    """The pairs of a file that are learnt from, or those that are held out; there may be none."""
     table = read_pairs(path)
+    table = table.filter(pyarrow.compute.equal(table["held_out"], held_out))
     halves = ("chosen", "rejected")
-    observations_P2D = np.stack([trajectory_store.vectors(table, f"{half}_obs") for half in halves], axis=1)
-    inputs_P2D, _, mask_P2A = observer.split(torch.from_numpy(observations_P2D))
 
-    def both(name: str) -> NDArray[np.generic]:
-        return np.stack([table[f"{half}_{name}"].to_numpy() for half in halves], axis=1)
+    def both(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([table[f"{half}_{name}"].to_numpy() for half in halves], axis=1))
 
-    return PairTensors(
-        inputs_P2D.contiguous(), mask_P2A, torch.from_numpy(both("stops")), torch.from_numpy(both("logp"))
-    )
+    observations = [trajectory_store.vectors(table, f"{half}_obs") for half in halves]
+    inputs_P2D, _, mask_P2A = observer.split(torch.from_numpy(np.stack(observations, axis=1)))
+    return PairTensors(inputs_P2D.contiguous(), mask_P2A, both("stops"), both("logp"))
 
 
 def load_behaviour(config: OfflineConfig, observer: Observer) -> Behaviour:

@@ -68,27 +68,28 @@ def by_network(network: PolicyNetwork) -> Logits:
 
 
 def world(runs_dir: Path) -> RunConfig:
-    """The toy world without a discount, so that waiting is dear for its NFE alone."""
-    return toy_config(runs_dir, reward=RewardConfig(c_nfe=0.02, gamma_d=1.0))
+    """The toy world, paid for the image that is returned and for NFE alone."""
+    reward = RewardConfig(profile="no_quality", c_nfe=0.02, gamma_d=1.0, beta={"image_reward": 1.0})
+    return toy_config(runs_dir, reward=reward)
 
 
-def gather(policy: Logits, runs_dir: Path, episodes: int, *, seed: int, seeds: int = 6) -> list[Trajectory]:
+def gather(policy: Logits, runs_dir: Path, episodes: int, *, seed: int, seeds: int = 64) -> list[Trajectory]:
     """Episodes of the toy world; each prompt comes with `seeds` noises again and again."""
     config = world(runs_dir)
     observer = Observer(ObservationConfig(), SIZES, config.engine.actions)
     collector = Collector(Engine(ToyBackbone(), config.engine), observer, make_client(), slots=64, groups=1)
     target = Target({"clip_score": 0.5, "aesthetic": 0.5, "image_reward": 0.5})
-    requests = [
-        TrainingRequest(
-            EpisodeRequest(PROMPTS[number % 8], 1000 * seed + number // 8 % seeds), (seed, number), target
-        )
-        for number in range(episodes)
-    ]
+    requests = []
+    for number in range(episodes):
+        round_, prompt = divmod(number, len(PROMPTS))
+        noise = 10_000 * seed + 100 * prompt + round_ % seeds
+        requests.append(TrainingRequest(EpisodeRequest(PROMPTS[prompt], noise), (seed, number), target))
     return collector.collect(requests, policy, config.reward)
 
 
 def store(trajectories: Sequence[Trajectory], folder: Path, *, value: float | None = None) -> Path:
     """Write them as a run would, in files of 64 episodes; `value` is the critic's everywhere."""
+    folder.mkdir(parents=True)
     config = world(folder.parent)
     for trajectory in trajectories:
         trajectory.values = [] if value is None else [value] * len(trajectory.actions)

@@ -84,14 +84,15 @@ def test_returns_are_discounted_sums() -> None:
 
 
 def test_pairs_meet_in_one_state_and_the_better_end_is_chosen(tmp_path: Path) -> None:
-    trajectories = gather(tossing, tmp_path, 384, seed=1)
+    trajectories = gather(tossing, tmp_path, 384, seed=1, seeds=12)
     folder = store(trajectories, tmp_path / "stored")
-    choices = read_choices([folder], STOP, 1.0, 0.0)
+    choices = read_choices([folder], STOP, 1.0)
     pairs = find_pairs(choices, kind="state", margin=0.05, at_most=4, seed=0)
     path = tmp_path / "pairs.parquet"
     write_pairs(path, [folder], choices, pairs, 0.0)
     rows = read_pairs(path).to_pylist()
     assert len(rows) == len(pairs) > 20
+    assert not any(row["held_out"] for row in rows)
     by_seed = {
         (trajectory.training.request.prompt, trajectory.training.request.seed): trajectory
         for trajectory in trajectories
@@ -112,14 +113,14 @@ def test_pairs_meet_in_one_state_and_the_better_end_is_chosen(tmp_path: Path) ->
 
 
 def test_other_noise_is_compared_by_advantage_where_there_was_a_critic(tmp_path: Path) -> None:
-    trajectories = gather(aimless, tmp_path, 96, seed=1)
+    trajectories = gather(aimless, tmp_path, 96, seed=1, seeds=6)
     blind, seeing = (
         store(trajectories, tmp_path / "blind"),
         store(trajectories, tmp_path / "seeing", value=0.25),
     )
     kinds = {}
     for folder in (blind, seeing):
-        trajectories_of = read_choices([folder], STOP, 1.0, 0.0)
+        trajectories_of = read_choices([folder], STOP, 1.0)
         pairs = find_pairs(trajectories_of, kind="prompt", margin=0.05, at_most=4, seed=0)
         kinds[folder.name] = {pair.kind for pair in pairs}
         for pair in pairs:

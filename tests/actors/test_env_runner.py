@@ -169,7 +169,9 @@ def test_a_runner_of_an_asynchronous_algorithm_counts_its_own_rounds(runner: Dif
     assert [episode.id_ for episode in runner.sample()] == synchronous[0]
     runner.take_orders(dataclasses.replace(orders(9), rounds=(0,)))
     episodes, state, _ = runner.sample_get_state_and_metrics()
-    assert [episode.id_ for episode in episodes] == synchronous[1], "orders of an earlier round turn nothing back"
+    assert [episode.id_ for episode in episodes] == synchronous[1], (
+        "orders of an earlier round turn nothing back"
+    )
     assert state == {ROUNDS: 2}
     runner.rounds = 0
     runner.take_orders(dataclasses.replace(orders(9), rounds=(2,)))

@@ -281,7 +281,10 @@ class Collector:
             log_probs = seen.log_probs
             action = int(np.argmax(seen.logits)) if greedy else _draw(log_probs, slot.generator)
             assert seen.mask[action], f"action {self.engine.action_names[action]} is not legal here"
-            if slot.trajectory.training.fork_at == len(slot.trajectory.actions) and not slot.trajectory.is_twin:
+            if (
+                slot.trajectory.training.fork_at == len(slot.trajectory.actions)
+                and not slot.trajectory.is_twin
+            ):
                 others = log_probs.copy()
                 others[action] = -np.inf
                 if np.exp(others).sum() > 0.0:

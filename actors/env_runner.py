@@ -1,9 +1,10 @@
 """The Ray actor that gathers training episodes: RLlib's EnvRunner around the `Collector`.
 
-Always true here: `sample` gives whole episodes, this runner's share of a round's requests, in a fixed order;
-which requests those are follows from the round's number alone, so a replaced runner goes on where it was. A
-round is the iteration that the driver orders; an asynchronous algorithm's runners count their own. The copy RLlib builds in the driver (`worker_index` 0) holds the policy and
-the state to hand on, but no backbone, unless there is no other runner: then it samples itself.
+Always true here: `sample` gives whole episodes, this runner's share of a round's requests, in a fixed
+order; which requests those are follows from the round's number alone, so a replaced runner goes on where it
+was. A round is the iteration that the driver orders; runners of an asynchronous algorithm count their own.
+The copy RLlib builds in the driver (`worker_index` 0) holds the policy and the state to hand on, but no
+backbone, unless there is no other runner: then it samples itself.
 """
 
 from __future__ import annotations

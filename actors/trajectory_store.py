@@ -62,7 +62,7 @@ _BATCH_ROWS = 4096
 
 
 def episode_id(trajectory: Trajectory) -> str:
-    """A name that is the same whenever the same episode is run: its random stream, and whether it is a twin."""
+    """A name that is the same whenever the same episode is run: its random stream; a twin's says so."""
     name = "-".join(str(part) for part in trajectory.training.stream)
     return f"{name}-twin" if trajectory.is_twin else name
 

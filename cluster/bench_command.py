@@ -127,7 +127,7 @@ def bench_update(*, decisions: int, repeats: int, out: Path | None) -> None:
 def bench_scaling(
     *, env_runners: Sequence[int], algorithms: Sequence[str], slots: int, iterations: int, out: Path | None
 ) -> None:
-    """Measure training with each number of env runners on a local Ray; print the table, write it if asked to."""
+    """Measure training with each number of env runners on a local Ray; print, and write it if asked to."""
     for option, value in (("--slots", slots), ("--iterations", iterations)):
         if value < 2:
             raise UserError(f"{option}={value}: give a whole number from 2")

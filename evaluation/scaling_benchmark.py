@@ -1,8 +1,8 @@
 """How training scales with env runners, where denoiser and scorers only take time.
 
-A run of `addiffusion train` from end to end (Ray actors, rewards service, RLlib's learner with real updates, the
-saved policy), whose backbone sleeps DENOISING_S a call and whose scorers sleep SCORING_S a batch, so that all
-else that happens is overhead.
+A training run from end to end (Ray actors, rewards service, RLlib's learner with real updates, the saved
+policy), whose backbone sleeps DENOISING_S a call and whose scorers sleep SCORING_S a batch, so that all else
+that happens is overhead.
 
 Always true here: the ideal is the same collector's on a clock that only denoiser and scorers move; the policy
 hardly ever stops early, so that both make the same images; iterations before `WARM` do not count.
@@ -57,6 +57,9 @@ SCORER_REPLICAS = 2
 """With one, a batch waits for the one before it, and two groups of slots no longer hide both."""
 WARM = 2
 _CONTINUE_LOGIT = 10.0
+_OF_A_ROW = (
+    "sampling_s", "update_s", "denoiser_utilisation", "waiting_share", "policy_lag", "decisions"
+)  # fmt: skip
 
 
 class SleepingBackbone:
@@ -92,7 +95,9 @@ class SleepingBackbone:
     ) -> Denoised:
         """Nothing but time."""
         self.wait(DENOISING_S)
-        features_BF = latents_BCHW.flatten(1)[:, :1].expand(-1, FEATURES) + timesteps_B[:, None].float() / 1000
+        features_BF = (
+            latents_BCHW.flatten(1)[:, :1].expand(-1, FEATURES) + timesteps_B[:, None].float() / 1000
+        )
         return Denoised(latents_BCHW * 0.5, features_BF, None)
 
     def wait(self, seconds: float) -> None:
@@ -142,9 +147,7 @@ def sleeping_world(config: RunConfig) -> Iterator[session.World]:
             ray.kill(replica)
 
 
-def measure(
-    *, env_runners: int, slots: int, rounds: int, iterations: int, algorithm: str
-) -> dict[str, Any]:
+def measure(*, env_runners: int, slots: int, rounds: int, iterations: int, algorithm: str) -> dict[str, Any]:
     """A run of `env_runners`, each with `slots` slots that are filled `rounds` times an iteration.
 
     of_ideal: episodes a second over the ideal's; cpu_ms: of all processes, an episode, by what they are;
@@ -172,7 +175,14 @@ def measure(
     cpu_ms = {name: 1000 * value / sum(episodes) for name, value in spent.items()}
     middle = {
         name: statistics.median(mark[2][name] for mark in counted)
-        for name in ("sampling_s", "update_s", "denoiser_utilisation", "waiting_share", "policy_lag", "decisions")
+        for name in (
+            "sampling_s",
+            "update_s",
+            "denoiser_utilisation",
+            "waiting_share",
+            "policy_lag",
+            "decisions",
+        )
     }
     iteration_s = statistics.median(seconds.tolist())
     return {
@@ -250,15 +260,13 @@ def table(reports: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def ideal_seconds(slots: int, rounds: int) -> float:
-    """How long an env runner takes for its `slots` x `rounds` episodes where only denoiser and scorers take time."""
+    """Of an env runner for `slots` x `rounds` episodes, where only denoiser and scorers take time."""
     clock = _Clock()
     engine = Engine(clock.backbone, _config(1, slots, rounds, 1, "ppo")(".").engine)
     observer = Observer(ObservationConfig(), ObservationSizes(FEATURES, FEATURES), engine.action_names)
     collector = Collector(engine, observer, clock, slots=slots, groups=2)
     target = Target({"clip_score": 0.0, "aesthetic": 0.0, "image_reward": 0.0})
-    requests = [
-        TrainingRequest(EpisodeRequest("", seed), (seed,), target) for seed in range(slots * rounds)
-    ]
+    requests = [TrainingRequest(EpisodeRequest("", seed), (seed,), target) for seed in range(slots * rounds)]
 
     def always_on(_: np.ndarray[Any, Any], mask_BA: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.where(mask_BA, np.array([0.0, -100.0]), -1e9).astype(np.float32)

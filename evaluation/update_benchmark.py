@@ -8,7 +8,6 @@ them stands what torch counts.
 from __future__ import annotations
 
 import os
-import pickle
 import statistics
 import time
 from collections.abc import Sequence
@@ -49,7 +48,6 @@ def measure(*, decisions: int, repeats: int, minibatches: Sequence[int] = MINIBA
     observer = Observer(
         ObservationConfig("seed", critic_sees_quality=False), ObservationSizes(0, 0, 768), ACTIONS
     )
-    episodes = pickle.dumps(_episodes(observer, decisions))
     report: dict[str, Any] = {
         "decisions": decisions,
         "width": observer.policy_dim,
@@ -60,7 +58,7 @@ def measure(*, decisions: int, repeats: int, minibatches: Sequence[int] = MINIBA
         "load_before": os.getloadavg()[0],
     }
     report["minibatches"] = {
-        str(size): _measure_one(observer, episodes, decisions, size, repeats) for size in minibatches
+        str(size): _measure_one(observer, decisions, size, repeats) for size in minibatches
     }
     return report | {"load_after": os.getloadavg()[0]}
 
@@ -79,19 +77,21 @@ def flop(observer: Observer, rows: int) -> float:
     return float(total * rows)
 
 
-def _measure_one(
-    observer: Observer, episodes: bytes, decisions: int, size: int, repeats: int
-) -> dict[str, Any]:
+def _measure_one(observer: Observer, decisions: int, size: int, repeats: int) -> dict[str, Any]:
     learner = _learner(observer, size)
     steps = _steps(decisions, size)
     seconds, cpu, conversion = [], [], []
     for repeat in range(repeats + 1):
-        fresh = pickle.loads(episodes)  # our own bytes: an update changes its episodes
+        fresh = _episodes(observer, decisions)  # an update changes its episodes
         converting = _Timed(learner, "_learner_connector")
         before, cpu_before = time.perf_counter(), time.process_time()
         with converting:
             learner.update(
-                episodes=fresh, num_epochs=EPOCHS, minibatch_size=size, shuffle_batch_per_epoch=True, timesteps={}
+                episodes=fresh,
+                num_epochs=EPOCHS,
+                minibatch_size=size,
+                shuffle_batch_per_epoch=True,
+                timesteps={},
             )
         if repeat:
             seconds.append(time.perf_counter() - before)
@@ -99,7 +99,7 @@ def _measure_one(
             conversion.append(converting.seconds)
     with FlopCounterMode(display=False) as counter:
         learner.update(
-            episodes=pickle.loads(episodes),
+            episodes=_episodes(observer, decisions),
             num_epochs=EPOCHS,
             minibatch_size=size,
             shuffle_batch_per_epoch=True,

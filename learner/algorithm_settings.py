@@ -14,13 +14,14 @@ AlgorithmName = Literal["ppo", "appo", "reinforce"]
 class AlgorithmSettings:
     """The learning algorithm; docs/learner.md has the formulas. What all share is in `ppo`.
 
-    name: "ppo", proximal policy optimisation (Schulman et al. 2017); "appo", the same without waiting for each
-    other, with V-trace (Espeholt et al. 2018) and a target policy (IMPACT, Luo et al. 2020); "reinforce",
-    policy gradient on the return with a baseline for each prompt and no critic (AdaDiff, Zhang et al. 2023;
-    RLOO, Ahmadian et al. 2024). episodes_per_request: how often each prompt and seed is run in a row, to be
-    compared with each other. branch_share: share of the episodes that are given a fork, where one decision is
-    taken twice and the two outcomes are compared (B2-DiffuRL, Hu et al. 2025). max_skipped_updates: so many
-    minibatches in a row with gradients that are not finite, each of them skipped, end the run.
+    name: "ppo", proximal policy optimisation (Schulman et al. 2017); "appo", the same without waiting for
+    each other, with V-trace (Espeholt et al. 2018) and a target policy (IMPACT, Luo et al. 2020);
+    "reinforce", policy gradient on the return with a baseline for each prompt and no critic (AdaDiff,
+    Zhang et al. 2023; RLOO, Ahmadian et al. 2024). episodes_per_request: how often each prompt and seed
+    is run in a row, to be compared with each other. branch_share: share of the episodes that are given a
+    fork, where one decision is taken twice and the two outcomes are compared (B2-DiffuRL, Hu et al.
+    2025). max_skipped_updates: so many minibatches in a row with gradients that are not finite, each of
+    them skipped, end the run.
     """
 
     name: AlgorithmName = "ppo"

@@ -1,7 +1,7 @@
 """The learning algorithms by name, and what a run does with any of them.
 
-Always true here: whatever the algorithm, `train()` of what is built is one iteration, and its local env runner
-holds the newest weights afterwards.
+Always true here: whatever the algorithm, `train()` of what is built is one iteration, and its local env
+runner holds the newest weights afterwards.
 """
 
 from __future__ import annotations

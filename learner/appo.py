@@ -1,9 +1,9 @@
 """APPO: env runners and learner do not wait for each other.
 
-Always true here: an env runner asks for the newest weights and orders at the start of every round, so none acts
-on weights that are older than its round; it always has a round under way or asked for; an update takes whole
-rounds, and happens in the driver, where its errors are seen. Which requests a runner takes follows from the
-seed, its index and its own count of rounds, which a checkpoint keeps.
+Always true here: an env runner asks for the newest weights and orders at the start of every round, so none
+acts on weights that are older than its round; it always has a round under way or asked for; an update takes
+whole rounds, and happens in the driver, where its errors are seen. Which requests a runner takes follows
+from the seed, its index and its own count of rounds, which a checkpoint keeps.
 
 RLlib's loss: V-trace (Espeholt et al. 2018, arXiv 1802.01561) and a clipped surrogate against a target policy
 (IMPACT, Luo et al. 2020, arXiv 1912.00167).
@@ -107,7 +107,7 @@ class AsynchronousAPPO(APPO):
         ray.get(self._env_runner_state_server.push.remote({**state, ORDERS: ray.put(orders)}))
 
     def training_step(self) -> None:
-        """Gather, update. Does nothing where no env runner lives; what has arrived waits for the next call."""
+        """Gather, update. Nothing where no env runner lives; what has arrived waits for the next call."""
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             if not self._gather():
                 return
@@ -128,12 +128,13 @@ class AsynchronousAPPO(APPO):
         while sum(len(episodes) for episodes, _ in self._arrived) < self.episodes_per_update:
             if self.env_runner_group.num_healthy_remote_workers() == 0:
                 return False
-            for index, (episodes, state, metrics) in self.env_runner_group.foreach_env_runner_async_fetch_ready(
+            ready = self.env_runner_group.foreach_env_runner_async_fetch_ready(
                 func="sample_get_state_and_metrics",
                 tag="sample",
                 timeout_seconds=_WAIT_S,
                 return_actor_ids=True,
-            ):
+            )
+            for index, (episodes, state, metrics) in ready:
                 self._arrived.append((episodes, metrics))
                 self.rounds[index - 1] = max(self.rounds[index - 1], state[ROUNDS])
         return True
@@ -151,8 +152,8 @@ class AsynchronousAPPO(APPO):
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from there; an env runner that is new begins where the others are."""
         super().set_state(state)
-        done = state.get(ROUNDS, [])
-        self.rounds = [done[index] if index < len(done) else max(done, default=0) for index in range(len(self.rounds))]
+        done, last = state.get(ROUNDS, []), max(state.get(ROUNDS, []), default=0)
+        self.rounds = [*done, *[last] * len(self.rounds)][: len(self.rounds)]
 
 
 def appo_config(config: RunConfig, settings: RunnerSettings) -> APPOConfig:

@@ -32,16 +32,16 @@ class PPOSettings:
 
     The discount is `reward.gamma_d`, one number for shaping and for the returns.
 
-    iterations: updates of the whole run; episodes_per_iteration: finished episodes in each;
-    time_limit_s: stop earlier after so many seconds of iterations (None: never); lr: Adam's step size in
-    the first iteration, lr_end_share: what is left of it in the last one, linear between;
-    lambda_: GAE's lambda; clip_param: PPO's clip; value_coeff: weight of the value loss;
-    value_clip: bound of one squared value error; entropy_start, entropy_end: entropy bonus, the first until
-    `entropy_hold` of the run, linear from there, the second from `entropy_decay` of the run on; grad_clip: bound of the gradient's
-    global norm; num_epochs: passes over each iteration's decisions; minibatch_size: decisions in one
-    gradient step; hidden: widths of policy and value network; continue_logit: how far `continue` starts
-    above the other actions, so that the first policy is close to the fixed schedule it has to beat and
-    seldom ends an image early (0: uniform).
+    iterations: updates of the whole run; episodes_per_iteration: finished episodes in each; time_limit_s:
+    stop earlier after so many seconds of iterations (None: never); lr: Adam's step size in the first
+    iteration, lr_end_share: what is left of it in the last one, linear between; lambda_: GAE's lambda;
+    clip_param: PPO's clip; value_coeff: weight of the value loss; value_clip: bound of one squared value
+    error; entropy_start, entropy_end: entropy bonus, the first until `entropy_hold` of the run, linear
+    from there, the second from `entropy_decay` of the run on; grad_clip: bound of the gradient's global
+    norm; num_epochs: passes over each iteration's decisions; minibatch_size: decisions in one gradient
+    step; hidden: widths of policy and value network; continue_logit: how far `continue` starts above the
+    other actions, so that the first policy is close to the fixed schedule it has to beat and seldom ends
+    an image early (0: uniform).
     """
 
     iterations: int = 60

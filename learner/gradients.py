@@ -1,7 +1,7 @@
 """Gradients that are not finite: the update is skipped and counted.
 
-Always true here: no optimiser ever sees a gradient that is not finite. The check is one number, the global norm,
-a fiftieth of a gradient step; the norm that RLlib clips by is no use, as it has 0 in place of NaN.
+Always true here: no optimiser ever sees a gradient that is not finite. The check is one number, the global
+norm, a fiftieth of a gradient step; the norm that RLlib clips by is no use, as it has 0 in place of NaN.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SKIPPED_IN_A_ROW = "skipped_in_a_row"
 class FiniteGradients(TorchLearner):
     """Before a learner class among the bases: minibatches with such a gradient change nothing.
 
-    Reports SKIPPED, how many in this update, and SKIPPED_IN_A_ROW, the longest row of them up to its end. RLlib
-    has a check of its own, which looks at every number; it costs a third of the update.
+    Reports SKIPPED, how many in this update, and SKIPPED_IN_A_ROW, the longest row of them up to its end.
+    RLlib has a check of its own, which looks at every number; it costs a third of the update.
     """
 
     def build(self) -> None:
@@ -51,9 +51,10 @@ class FiniteGradients(TorchLearner):
 
 
 def check_skipped(row: Mapping[str, Any], most: int) -> None:
-    """Raise TrainingFailure where a row of progress.jsonl tells of `most` updates skipped one after another."""
+    """Raise TrainingFailure where a row of progress.jsonl tells of `most` updates skipped in a row."""
     if row.get(SKIPPED_IN_A_ROW, 0) >= most:
         raise TrainingFailure(
-            f"iteration {row['iteration']}: the gradients of {row[SKIPPED_IN_A_ROW]} updates in a row were not "
-            f"finite; none of them was applied (algorithm.max_skipped_updates={most})"
+            f"iteration {row['iteration']}: the gradients of {row[SKIPPED_IN_A_ROW]} updates in a row were "
+            f"not finite; none of them was applied (algorithm.max_skipped_updates={most})",
+            "not_finite",
         )

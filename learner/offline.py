@@ -28,7 +28,6 @@ from actors.policy import PolicyNetwork, save_policy
 from actors.trajectory_origin import Origin, common_origin
 from learner import registry, session
 from learner.guards import StopRequest, TrainingFailure, check_finite
-from learner.json_lines import read_rows
 from learner.offline_config import OfflineConfig
 from learner.offline_data import Survey, survey
 from learner.progress import progress_file

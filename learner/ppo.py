@@ -25,7 +25,6 @@ from learner.config import PPOSettings, RunConfig
 from learner.gradients import FiniteGradients
 from learner.module import PolicyModule
 
-
 Config = TypeVar("Config", bound=AlgorithmConfig)
 
 

@@ -1,8 +1,8 @@
 """REINFORCE with a baseline for each prompt: policy gradient on the return, without a critic.
 
 Always true here: an episode is compared with others only, never with itself or its own twin, so the baseline
-does not bias the gradient; one update is one gradient step over all decisions, so that it is of the policy that
-acted. The value network is never trained and never asked.
+does not bias the gradient; one update is one gradient step over all decisions, so that it is of the policy
+that acted. The value network is never trained and never asked.
 
 AdaDiff (Zhang et al. 2023, arXiv 2311.14768) learns how many steps a prompt gets so; comparing with the other
 samples of the same prompt is RLOO (Kool et al. 2019; Ahmadian et al. 2024, arXiv 2402.14740).
@@ -72,13 +72,14 @@ class ReturnsOverPrompt(ConnectorV2):
         baselined_E = leave_one_out(returns_E, [episode.custom_data[PROMPT] for episode, _, _ in trunks])
         scale = max(SMALLEST_SCALE, float(baselined_E.std()))
         advantages_N = np.zeros(len(rewards_N), np.float32)
-        advantages = iter(baselined_E.tolist())
+        remaining = iter(baselined_E.tolist())
+        advantage = 0.0
         for episode, start, stop in spans(episodes):
             if _is_twin(episode):  # right after its trunk, whose advantage is still at hand
                 side = episode.custom_data[COMPARISON]
-                advantages_N[start:stop] = (advantage + self.gamma**side.at * side.gain) / scale  # noqa: F821
+                advantages_N[start:stop] = (advantage + self.gamma**side.at * side.gain) / scale
             else:
-                advantage = next(advantages)
+                advantage = next(remaining)
                 advantages_N[start:stop] = advantage / scale
         changed_N = compared(advantages_N, episodes, self.gamma, scale)
         rows[Postprocessing.ADVANTAGES] = torch.from_numpy(changed_N).to(rows[Columns.REWARDS].device)
@@ -106,7 +107,9 @@ class ReinforceLearner(FiniteGradients, PPOTorchLearner):
         distribution = self.module[module_id].unwrapped().get_train_action_dist_cls()
         actions = distribution.from_logits(fwd_out[Columns.ACTION_DIST_INPUTS])
         taken_N = batch[Columns.LOSS_MASK]
-        policy_loss = -(batch[Postprocessing.ADVANTAGES] * actions.logp(batch[Columns.ACTIONS]))[taken_N].mean()
+        policy_loss = -(batch[Postprocessing.ADVANTAGES] * actions.logp(batch[Columns.ACTIONS]))[
+            taken_N
+        ].mean()
         entropy = actions.entropy()[taken_N].mean()
         weight = self.entropy_coeff_schedulers_per_module[module_id].get_current_value()
         self.metrics.log_dict({POLICY_LOSS_KEY: policy_loss, ENTROPY_KEY: entropy}, key=module_id, window=1)

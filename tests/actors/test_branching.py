@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from actors import trajectory_store
 from actors.branching import compare, discounted
-from actors.collector import TrainingRequest, Trajectory
-from actors.contracts import EpisodeRequest
+from actors.collector import Collector, TrainingRequest, Trajectory
+from actors.contracts import Denoised, EpisodeRequest
 from actors.engine import Engine
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
-from actors.collector import Collector
 from tests.actors.test_collector import CONFIG, collector, only_image_reward, requests, uniform
 from tests.learner.toy import ToyBackbone, make_client
 
@@ -72,9 +73,7 @@ def test_a_sure_policy_has_little_to_learn_from_a_fork() -> None:
 
 
 def gather(slots: int, groups: int, fork_at: int | None) -> list[Trajectory]:
-    asked = [
-        TrainingRequest(each.request, each.stream, each.target, fork_at) for each in requests(range(12))
-    ]
+    asked = [TrainingRequest(each.request, each.stream, each.target, fork_at) for each in requests(range(12))]
     return collector(slots=slots, groups=groups).collect(asked, uniform, only_image_reward())
 
 
@@ -98,7 +97,9 @@ def test_a_twin_shares_what_was_before_the_fork_and_differs_there() -> None:
         assert trajectory.result is not None
         assert len(trajectory.rewards) == len(trajectory.actions) == len(trajectory.result.decisions)
         if not trajectory.is_twin:
-            assert trajectory.actions == plain[trajectory.training.request].actions, "a fork changed its trunk"
+            assert trajectory.actions == plain[trajectory.training.request].actions, (
+                "a fork changed its trunk"
+            )
 
 
 def test_forks_do_not_depend_on_slots_and_groups() -> None:
@@ -112,7 +113,7 @@ def test_twins_never_denoise_beyond_the_slots() -> None:
     class Counting(ToyBackbone):
         most = 0
 
-        def denoise(self, latents_BCHW, *args, **kwargs):  # type: ignore[no-untyped-def]
+        def denoise(self, latents_BCHW: torch.Tensor, *args: Any, **kwargs: Any) -> Denoised:
             self.most = max(self.most, len(latents_BCHW))
             return super().denoise(latents_BCHW, *args, **kwargs)
 

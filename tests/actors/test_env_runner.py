@@ -208,7 +208,9 @@ def test_requests_are_repeated_in_a_row_each_with_its_own_randomness() -> None:
     indices = [index for _, index in pairs]
     assert indices == [index for index in indices[::3] for _ in range(3)]
     assert sorted(indices[::3][:5]) == list(range(5)), "the first pass takes all"
-    focused = [index for _, index in iteration_requests(50, 0, 30, 1, repeats=3, focus=(3, 4), focus_share=1.0)]
+    focused = [
+        index for _, index in iteration_requests(50, 0, 30, 1, repeats=3, focus=(3, 4), focus_share=1.0)
+    ]
     assert focused == [index for index in focused[::3] for _ in range(3)]
 
 
@@ -222,7 +224,9 @@ def test_a_runner_of_an_asynchronous_algorithm_counts_its_own_rounds(runner: Dif
     assert [episode.id_ for episode in runner.sample()] == synchronous[0]
     runner.take_orders(dataclasses.replace(orders(9), rounds=(0,)))
     episodes, state, _ = runner.sample_get_state_and_metrics()
-    assert [episode.id_ for episode in episodes] == synchronous[1], "orders of an earlier round turn nothing back"
+    assert [episode.id_ for episode in episodes] == synchronous[1], (
+        "orders of an earlier round turn nothing back"
+    )
     assert state == {ROUNDS: 2}
     runner.rounds = 0
     runner.take_orders(dataclasses.replace(orders(9), rounds=(2,)))

@@ -1,10 +1,10 @@
 """A decision process that is small, noisy, and solved exactly: which of many offers to take.
 
-An offer is good or bad with probability 1/2, worth +1 or -1. Looking at it gives a number that is normal with
-mean DRIFT or -DRIFT and standard deviation 1. `continue` looks at the same offer again, `restart` at a new one,
-`stop` takes the one at hand; each look costs PRICE, and after LOOKS of them one has to take what there is.
-Wald's sequential test with another offer in place of "reject": the log-likelihood ratio and the number of looks
-left are all that matters, so the best policy follows by dynamic programming.
+An offer is good or bad with probability 1/2, worth +1 or -1. Looking at it gives a number that is normal
+with mean DRIFT or -DRIFT and standard deviation 1. `continue` looks at the same offer again, `restart` at a
+new one, `stop` takes the one at hand; each look costs PRICE, and after LOOKS of them one has to take what
+there is. Wald's sequential test with another offer in place of "reject": the log-likelihood ratio and the
+number of looks left are all that matters, so the best policy follows by dynamic programming.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Offers:
         return rewards_N
 
     def observe(self, rows_N: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Observations [N, D] and legal actions [N, 3], as `OBSERVER` lays them out; the rest is 0, unknown."""
+        """Observations [N, D] and legal actions [N, 3] in `OBSERVER`'s layout; the rest is 0, unknown."""
         mask_NA = np.ones((len(rows_N), 3), np.bool_)
         mask_NA[self.left_B[rows_N] == 0, :] = [False, True, False]
         observations_ND = np.zeros((len(rows_N), OBSERVER.dim), np.float32)
@@ -158,7 +158,12 @@ class OfferCollector:
         self.times = CollectorTimes(wall=1.0)
 
     def collect(
-        self, requests: Sequence[TrainingRequest], policy: Policy, reward: RewardConfig, *, greedy: bool = False
+        self,
+        requests: Sequence[TrainingRequest],
+        policy: Policy,
+        reward: RewardConfig,
+        *,
+        greedy: bool = False,
     ) -> list[Trajectory]:
         """All requests at once, their noise by the first one's stream."""
         trajectories = [Trajectory(training) for training in requests]
@@ -174,7 +179,7 @@ class OfferCollector:
             entropies_N = -(np.exp(log_probs_NA) * log_probs_NA).sum(axis=1, where=mask_NA)
             rewards_N = offers.act(running, actions_N)
             for row, index in enumerate(running):
-                trajectory, action = trajectories[index], int(actions_N[row])
+                trajectory, action = trajectories[int(index)], int(actions_N[row])
                 trajectory.observations.append(observations_ND[row])
                 trajectory.actions.append(action)
                 trajectory.logits.append(logits_NA[row])
@@ -183,10 +188,10 @@ class OfferCollector:
                 trajectory.rewards.append(float(rewards_N[row]))
                 trajectory.parts.append(Components(0.0, 0.0, float(rewards_N[row])))
             running = running[actions_N != STOP]
-        for index, trajectory in enumerate(trajectories):
-            trajectory.quality = float(offers.good_B[index])
+        for place, trajectory in enumerate(trajectories):
+            trajectory.quality = float(offers.good_B[place])
             trajectory.scored.append((len(trajectory.actions), {}))
-            trajectory.result = _result(trajectory.training.request, LOOKS - int(offers.left_B[index]))
+            trajectory.result = _result(trajectory.training.request, LOOKS - int(offers.left_B[place]))
         return trajectories
 
 
@@ -204,8 +209,11 @@ class OfferEnvRunner(DiffusionEnvRunner):
         self.collector = collector
 
 
-def learn(config: RunConfig, report: Callable[[int, Any], None] = lambda iteration, results: None) -> PolicyNetwork:
-    """Train a policy with the configured algorithm, as a run does; gives its network."""
+def learn(config: RunConfig, report: Callable[[int, Any], None]) -> PolicyNetwork:
+    """Train a policy with the configured algorithm, as a run does; gives its network.
+
+    `report` gets each iteration and RLlib's results.
+    """
     nothing: Any = None
     settings = RunnerSettings(
         make_backbone=nothing,

@@ -15,8 +15,9 @@ from actors.policy import load_policy
 from learner import checkpoints
 from learner.algorithm_settings import AlgorithmSettings
 from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
+from learner.json_lines import read_rows
 from learner.ppo import entropy_schedule
-from learner.progress import iteration_row, read_rows
+from learner.progress import iteration_row
 from learner.train import train
 from rewards_service.arithmetic import RewardConfig
 from tests.learner.stopping import best, greedy, learn, solve, value_of
@@ -25,11 +26,11 @@ from tests.learner.toy import toy_config, toy_world
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 LEARNING = PPOSettings(
-    iterations=30,
+    iterations=40,
     episodes_per_iteration=256,
     minibatch_size=256,
     hidden=(32, 32),
-    lr=5e-3,
+    lr=3e-3,
     lr_end_share=0.1,
     lambda_=1.0,
     entropy_start=0.02,
@@ -141,7 +142,12 @@ def test_with_branches_a_policy_learns_to_restart_bad_seeds(tmp_path: Path, name
         tmp_path,
         algorithm=AlgorithmSettings(name, branch_share=0.5, episodes_per_request=4),  # type: ignore[arg-type]
         ppo=PPOSettings(
-            iterations=30, episodes_per_iteration=64, minibatch_size=64, hidden=(32,), lr=5e-3, entropy_start=0.01
+            iterations=30,
+            episodes_per_iteration=64,
+            minibatch_size=64,
+            hidden=(32,),
+            lr=5e-3,
+            entropy_start=0.01,
         ),
     )
     rows = read_rows(train(config, world=toy_world).run_dir / "progress.jsonl")

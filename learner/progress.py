@@ -48,10 +48,11 @@ def iteration_row(results: Mapping[str, Any], *, iteration: int, seconds: float)
     sums = {
         name: float(value) for name, value in results.get(ENV_RUNNER_RESULTS, {}).get(METRICS, {}).items()
     }
+    gathered = sums.get("episodes", 0.0)
     row: dict[str, Any] = {
         "iteration": iteration,
         "seconds": seconds,
-        "episodes": int(sums.get("episodes", 0)),
+        "episodes": 0 if math.isnan(gathered) else int(gathered),  # RLlib's sum of nothing may be NaN
     }
     if row["episodes"] == 0:
         return row

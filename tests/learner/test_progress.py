@@ -60,6 +60,8 @@ def test_policy_lag_is_the_age_of_the_weights_that_acted() -> None:
 def test_an_iteration_without_samples_has_no_means() -> None:
     row = iteration_row({}, iteration=4, seconds=2.0)
     assert row == {"iteration": 4, "seconds": 2.0, "episodes": 0}
+    nothing = {"env_runners": {"addiffusion": {"episodes": float("nan"), "return": float("nan")}}}
+    assert iteration_row(nothing, iteration=4, seconds=2.0) == row, "all env runners were dead"
     assert "no episode" in format_row(row | {"iterations": 9, "phase": "training"})
 
 

@@ -53,7 +53,7 @@ def brightness(prompts: int, seeds: int) -> list[list[float]]:
 def test_the_file_has_the_deviation_within_prompts_and_training_takes_it(
     say: Say, folder: Path, toy: list[str]
 ) -> None:
-    asked = ("--prompts", "3", "--seeds", "6", "--device", "cpu", "--out", "scales.yaml")
+    asked = ("watch=none", "--prompts", "3", "--seeds", "6", "--device", "cpu", "--out", "scales.yaml")
     code, out, err = say("rewards", "calibrate", *OPTIONS, *asked)
     assert (code, err) == (0, "")
     values = np.array(brightness(3, 6))

@@ -103,12 +103,17 @@ class Trajectory:
 
 @dataclass
 class CollectorTimes:
-    """Seconds of one `collect`: all of it, in the denoiser, and waiting for scores."""
+    """Seconds of one `collect`: all of it, in the denoiser, and waiting for scores; and what was done in it.
+
+    previews: scored; calls: of the denoiser, one for each episode in it; remembered: of these, not made.
+    """
 
     wall: float = 0.0
     denoising: float = 0.0
     waiting: float = 0.0
     previews: int = 0
+    calls: int = 0
+    remembered: int = 0
 
 
 class _Seen(NamedTuple):
@@ -357,10 +362,13 @@ class Collector:
         running = [slot for slot in group.slots if slot.episode.state == "denoising"]
         if not running:
             return
-        started = time.perf_counter()
+        memo, started = self.engine.memo, time.perf_counter()
+        found = 0 if memo is None else memo.found
         with _shared(running):
             self.engine.denoise([slot.episode for slot in running])
         self.times.denoising += time.perf_counter() - started
+        self.times.calls += len(running)
+        self.times.remembered += 0 if memo is None else memo.found - found
         for slot in running:
             slot.scores = None
 

@@ -408,9 +408,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
                 sums[f"action/{names[action]}"] += 1
         sums |= {"seconds": times.wall, "denoising_s": times.denoising, "waiting_s": times.waiting}
         sums |= {"previews": times.previews, "twins": twins, "unwritten": unwritten}
-        if (memo := self.collector.engine.memo) is not None:
-            sums |= {"calls": memo.asked, "remembered": memo.found}
-            memo.asked = memo.found = 0
+        sums |= {"calls": times.calls, "remembered": times.remembered}
         for name, value in sums.items():
             self.metrics.log_value((METRICS, name), value, reduce="sum")
         decisions = int(sums["decisions"])

@@ -73,6 +73,7 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
 def check_inputs(settings: Settings) -> None:
     """Look at the disk, the prompts of both parts, the actions and the baselines, before anything starts."""
     from actors.actions import make_actions
+    from actors.prompt_hub import PREFIX
     from evaluation.baselines import check_baselines
 
     free = shutil.disk_usage(existing_parent(Path(settings.run.runs_dir))).free
@@ -82,7 +83,8 @@ def check_inputs(settings: Settings) -> None:
             f"give a folder with at least {DISK_BYTES / 1e6:.0f} MB"
         )
     settings.run.prompts.load()
-    settings.evaluation.load_prompts(limit=1)
+    fetched = settings.evaluation.prompts.startswith(PREFIX)
+    settings.evaluation.load_prompts(limit=1 if fetched or settings.evaluation.prompts == "shapes" else None)
     make_actions(settings.run.engine.actions)
     check_baselines(settings.evaluation.baselines, settings.run.engine)
 

@@ -7,10 +7,15 @@ which `generate`, `evaluate` and the registry take.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
+
+from cluster.runs import free_name
+from tune_configs.loading import compose_offline
 
 INTERRUPTED = 130
 """The exit code that shells give for Ctrl-C."""
@@ -18,9 +23,9 @@ INTERRUPTED = 130
 
 def learn_offline(overrides: Sequence[str], *, dry_run: bool) -> int:
     """The whole way from options to a registered policy, with `dry_run` only the options."""
-    from tune_configs.loading import compose_offline
-
     config = compose_offline(overrides)
+    if not any(override.startswith("name=") for override in overrides):
+        config = replace(config, name=free_name(config.name, Path(config.runs_dir)))
     if dry_run:
         typer.echo(yaml.safe_dump(config.as_dict(), sort_keys=False), nl=False)
         return 0

@@ -1,4 +1,4 @@
-"""Stored episodes as offline learning takes them: surveyed, split by prompt, and read by RLlib.
+"""Stored episodes as offline learning takes them: surveyed, and split by prompt.
 
 Always true here: episodes stay whole; all episodes of a prompt are on one side of the split, since the
 same prompt and seed meet the same observations again; files are read one after the other, so that memory
@@ -8,19 +8,14 @@ holds one of them and not all.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
 import torch
 from numpy.typing import NDArray
-from ray.rllib.core.columns import Columns
-from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.rllib.offline.offline_prelearner import OfflinePreLearner
-from ray.rllib.utils import flatten_dict
 
 from actors import trajectory_store
 from actors.errors import UserError
@@ -29,11 +24,7 @@ from actors.policy import PolicyNetwork
 
 #: Of the held-out decisions so many are measured on.
 _MEASURED = 20_000
-#: Files that RLlib reads, and makes one block of, at a time.
-FILES_AT_ONCE = 4
-HELD_OUT = "held_out"
-"""The held-out share, in RLlib's `env_config`."""
-_COLUMNS = ("eps_id", "prompt", "obs", "actions", "rewards", "terminateds")
+_COLUMNS = ("prompt", "obs", "actions", "rewards", "terminateds")
 
 
 def is_held_out(prompt: str, share: float) -> bool:
@@ -113,48 +104,3 @@ def _held_out_rows(rows: pyarrow.Table, share: float) -> NDArray[np.bool_]:
     names = np.array([is_held_out(prompt, share) for prompt in encoded.dictionary.to_pylist()])
     chosen: NDArray[np.bool_] = names[encoded.indices.to_numpy()]
     return chosen
-
-
-def rllib_episodes(rows: pyarrow.Table) -> Iterator[SingleAgentEpisode]:
-    """Whole episodes as RLlib's connectors take them."""
-    observations_ND = trajectory_store.vectors(rows, "obs")
-    actions_N, rewards_N = rows["actions"].to_numpy(), rows["rewards"].to_numpy()
-    start = 0
-    for length in trajectory_store.episode_lengths(rows):
-        inside = slice(start, start + int(length))
-        seen = observations_ND[inside]
-        # A terminated episode's last observation is never valued; RLlib wants one more than actions.
-        yield SingleAgentEpisode(
-            id_=rows["eps_id"][start].as_py(),
-            observations=[*seen, seen[-1]],
-            actions=list(actions_N[inside]),
-            rewards=list(rewards_N[inside]),
-            terminated=True,
-            len_lookback_buffer=0,
-        ).to_numpy()
-        start += int(length)
-
-
-class EpisodePreLearner(OfflinePreLearner):
-    """RLlib's reader for files of ours: rows name files, what comes out are decisions to learn from.
-
-    RLlib's own makes an episode of every single row; such have no return for MARWIL to weigh by.
-    """
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The decisions of all whole episodes in `batch["item"]`, a few files."""
-        share = float(self.config.env_config[HELD_OUT])
-        episodes = [
-            episode
-            for file in batch["item"]
-            for rows in trajectory_store.stream_file(Path(str(file)), _COLUMNS)
-            for episode in rllib_episodes(learnt_rows(rows, share))
-        ]
-        assert episodes, "a file without anything to learn from; the survey leaves such out"
-        learnt = self._learner_connector(
-            rl_module=self._module, batch={}, episodes=episodes, shared_data={}, metrics=None
-        )
-        for columns in learnt.values():
-            columns.pop(Columns.NEXT_OBS, None)  # nobody looks at them, and they double the data
-        flat: dict[str, Any] = flatten_dict(learnt)
-        return flat

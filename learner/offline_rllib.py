@@ -26,7 +26,8 @@ from actors.policy import PolicyNetwork
 from actors.trajectory_origin import Origin
 from learner.module import PolicyModule
 from learner.offline_config import OfflineConfig
-from learner.offline_data import FILES_AT_ONCE, HELD_OUT, EpisodePreLearner, Survey
+from learner.offline_data import Survey
+from learner.offline_reader import FILES_AT_ONCE, HELD_OUT, EpisodePreLearner
 
 _ROWS = {
     "policy_loss": "policy_loss",

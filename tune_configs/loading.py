@@ -7,7 +7,7 @@ mistakes are UserErrors of one line, raised before anything has started.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,7 +147,7 @@ def _values_of_file(path: Path, known: Sequence[str]) -> list[_Value]:
 def _flattened(content: dict[Any, Any], known: Sequence[str], section: str = "") -> Iterator[_Value]:
     for name, value in content.items():
         option = join(section, str(name))
-        _check_option(option, known, known)
+        _check_option(option, known)
         if isinstance(value, dict) and any(each.startswith(f"{option}.") for each in known):
             yield from _flattened(value, known, option)
         else:
@@ -166,8 +166,7 @@ def _parse(text: str, known: Sequence[str], files: Mapping[str, list[str]]) -> O
     if override.is_add() or override.is_delete() or override.is_sweep_override() or override.package:
         raise UserError(f"'{text}': give one value for one option, as OPTION=VALUE")
     option = override.key_or_group
-    if option not in files:
-        _check_option(option, known, [*files, *known])
+    _check_option(option, known, files)
     if _is_choice(override, files):
         accepted = files[option]
         if override.value() not in accepted:
@@ -178,10 +177,9 @@ def _parse(text: str, known: Sequence[str], files: Mapping[str, list[str]]) -> O
     return override
 
 
-def _check_option(option: str, known: Sequence[str], named: Sequence[str]) -> None:
-    """`named`: what a message may lead to."""
-    if option not in known and not _inside_mapping(option, known):
-        raise UserError(unknown_option(option, named))
+def _check_option(option: str, known: Sequence[str], files: Iterable[str] = ()) -> None:
+    if option not in (accepted := [*files, *known]) and not _inside_mapping(option, known):
+        raise UserError(unknown_option(option, accepted))
 
 
 def _is_choice(override: Override, files: Mapping[str, list[str]]) -> bool:

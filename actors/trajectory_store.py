@@ -8,7 +8,7 @@ the weights that acted. What each column means stands in docs/trajectories.md.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,15 +67,19 @@ def episode_id(trajectory: Trajectory) -> str:
     return f"{name}-twin" if trajectory.is_twin else name
 
 
-def file_name(folder: Path, iteration: int, runner: int) -> Path:
-    """Where an env runner's episodes of an iteration go."""
-    return folder / f"iteration-{iteration:06d}-runner-{runner:03d}.parquet"
+def file_name(folder: Path, round_: int, runner: int) -> Path:
+    """Where an env runner's episodes of a round go; a round is an iteration, unless runners count."""
+    return folder / f"iteration-{round_:06d}-runner-{runner:03d}.parquet"
 
 
-def discard_from(folder: Path, iteration: int) -> None:
-    """Remove what an interrupted run had gathered in an iteration that is now done again, and after it."""
+def discard_from(folder: Path, next_round: Callable[[int], int]) -> None:
+    """Remove what an interrupted run had gathered in rounds that are now done again.
+
+    next_round: an env runner's index in, the round that it does next out.
+    """
     for file in folder.glob("iteration-*-runner-*.parquet"):
-        if int(file.name.split("-")[1]) >= iteration:
+        _, round_, _, runner = file.stem.split("-")
+        if int(round_) >= next_round(int(runner)):
             file.unlink()
 
 

@@ -36,3 +36,8 @@ def give_orders(algorithm: Algorithm, orders: Orders) -> None:
         algorithm.publish(orders)
     else:
         algorithm.env_runner_group.foreach_env_runner(lambda runner: runner.take_orders(orders))
+
+
+def next_round(algorithm: Algorithm, iteration: int, runner: int) -> int:
+    """Which round the env runner with this index does next, after so many iterations."""
+    return algorithm.rounds[runner - 1] if isinstance(algorithm, AsynchronousAPPO) else iteration

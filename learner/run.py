@@ -7,6 +7,7 @@ date; price, scales and sigma change only here.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ from actors.references import Reference
 from actors.trajectory_origin import Origin
 from actors.trajectory_store import discard_from
 from learner import calibration, checkpoints, curriculum, references, registration, session
-from learner.algorithms import algorithm_config, give_orders
+from learner.algorithms import algorithm_config, give_orders, next_round
 from learner.budget import Budget
 from learner.config import RunConfig
 from learner.env_runners import EnvRunners
@@ -154,7 +155,7 @@ class Run:
 
     def _open_trajectories(self, folder: Path) -> None:
         """Say where they come from; what a resumed run gathers again is dropped."""
-        discard_from(folder, self.iteration)
+        discard_from(folder, functools.partial(next_round, self.algorithm, self.iteration))
         value = self.algorithm.env_runner.module.value
         mean, std = value.obs_mean.tolist(), value.obs_std.tolist()
         Origin(self.metadata(), self.config.as_dict(), mean, std).write(folder)

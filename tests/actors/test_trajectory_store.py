@@ -112,7 +112,7 @@ def test_another_version_a_damaged_file_and_half_an_episode_are_refused(
 
 def test_what_an_interrupted_run_does_again_is_dropped(stored: tuple[list[Trajectory], Path]) -> None:
     _, folder = stored
-    trajectory_store.discard_from(folder, 1)
+    trajectory_store.discard_from(folder, lambda runner: 1)
     assert [file.name for file in trajectory_store.files([folder])] == ["iteration-000000-runner-001.parquet"]
     assert read_origin(folder).actions[1] == "stop"
 

@@ -45,16 +45,13 @@ def split_prompts(config: RunConfig) -> tuple[list[Prompt], list[Prompt]]:
         if watch.split == options.split:
             raise UserError(f"watch.split={watch.split}: give another split than prompts.split has")
         return prompts, load_prompts("shapes", watch.split, watch.prompts, options.seed, _OPTIONS)
-    texts = sorted(
-        {prompt.text for prompt in prompts}, key=lambda text: hashlib.sha256(text.encode()).digest()
-    )
-    if len(texts) < 2:
+    if len(prompts) < 2:
         raise UserError(
             f"prompts.source={options.source}: one prompt, and none to hold out; give more, or watch.every=0"
         )
-    chosen = set(texts[: min(watch.prompts, max(int(watch.share * len(texts)), 1))])
-    held_out = {prompt.text: prompt for prompt in prompts if prompt.text in chosen}
-    return [prompt for prompt in prompts if prompt.text not in chosen], list(held_out.values())
+    by_hash = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.text.encode()).digest())
+    chosen = set(by_hash[: min(watch.prompts, max(int(watch.share * len(prompts)), 1))])
+    return [each for each in prompts if each not in chosen], [each for each in prompts if each in chosen]
 
 
 def held_out_requests(config: RunConfig) -> tuple[EpisodeRequest, ...]:

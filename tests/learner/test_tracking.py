@@ -52,7 +52,7 @@ def curve(client: MlflowClient, run_id: str, name: str = "return") -> list[tuple
     return sorted((point.step, round(point.value, 6)) for point in found)
 
 
-def wait_until(true: Callable[[], bool], what: str, patience_s: float = 120.0) -> None:
+def wait_until(true: Callable[[], bool], what: str, patience_s: float = 400.0) -> None:
     deadline = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < deadline, f"not within {patience_s:.0f} s: {what}"

@@ -115,22 +115,31 @@ def bench_update(*, decisions: int, repeats: int, out: Path | None) -> None:
 
     report = measure(decisions=decisions, repeats=repeats)
     sizes: dict[str, dict[str, float]] = report["minibatches"]
-    columns = list(next(iter(sizes.values())))
-    _print(
-        ("minibatch", *columns),
-        [(size, *(f"{numbers[column]:.4g}" for column in columns)) for size, numbers in sizes.items()],
-    )
+    names = next(iter(sizes.values()))
+    rows = [(name, *(f"{numbers[name]:.4g}" for numbers in sizes.values())) for name in names]
+    _print(("minibatch", *sizes), rows)
     _say_rest(report, "minibatches")
     _write(report, out)
 
 
 def bench_scaling(
-    *, env_runners: Sequence[int], algorithms: Sequence[str], slots: int, iterations: int, out: Path | None
+    *,
+    env_runners: Sequence[int],
+    algorithms: Sequence[str],
+    reward: str,
+    slots: int,
+    rounds: int,
+    iterations: int,
+    out: Path | None,
 ) -> None:
     """Measure training with each number of env runners on a local Ray; print, and write it if asked to."""
-    for option, value in (("--slots", slots), ("--iterations", iterations)):
-        if value < 2:
-            raise UserError(f"{option}={value}: give a whole number from 2")
+    for option, value, least in (
+        ("--slots", slots, 2),
+        ("--rounds", rounds, 1),
+        ("--iterations", iterations, 2),
+    ):
+        if value < least:
+            raise UserError(f"{option}={value}: give a whole number from {least}")
     if not env_runners or min(env_runners) < 1:
         raise UserError(f"--env-runners={','.join(map(str, env_runners))}: give whole numbers from 1")
     _check_file(out)
@@ -139,13 +148,20 @@ def bench_scaling(
     from learner.config import ResourcesConfig, RunConfig
     from learner.session import ray_session
 
+    if reward not in scaling_benchmark.REWARDS:
+        raise UserError(f"--reward={reward!r}: give one of {', '.join(scaling_benchmark.REWARDS)}")
     scaling_benchmark.check_algorithms(algorithms)
     reports = []
     with ray_session(RunConfig(resources=ResourcesConfig(num_cpus=4))):
         for algorithm in algorithms:
             for number in env_runners:
                 report = scaling_benchmark.measure(
-                    env_runners=number, slots=slots, rounds=4, iterations=iterations, algorithm=algorithm
+                    env_runners=number,
+                    slots=slots,
+                    rounds=rounds,
+                    iterations=iterations,
+                    algorithm=algorithm,
+                    reward=reward,
                 )
                 reports.append(report)
                 typer.echo(f"{algorithm}, {number} env runners: {report['of_ideal']:.3f} of ideal")

@@ -260,9 +260,15 @@ def bench_scaling(
     algorithms: Annotated[
         str, typer.Option(metavar="NAME,...", help="Learning algorithms, one after another.")
     ] = "ppo,appo",
+    reward: Annotated[
+        str, typer.Option(help="outcome: two previews an image are scored; balanced: every preview.")
+    ] = "outcome",
     slots: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Episodes one env runner carries.")
     ] = 8,
+    rounds: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="How often an iteration fills the slots.")
+    ] = 4,
     iterations: Annotated[
         int, typer.Option(parser=whole_number, metavar="N", help="Iterations that count.")
     ] = 5,
@@ -276,7 +282,9 @@ def bench_scaling(
     bench_command.bench_scaling(
         env_runners=[whole_number(text) for text in env_runners.split(",")],
         algorithms=algorithms.split(","),
+        reward=reward,
         slots=slots,
+        rounds=rounds,
         iterations=iterations,
         out=json_file,
     )

@@ -55,6 +55,13 @@ FEATURES = 768
 """Of the mid block and of the pooled text: with the rest, observations about as wide as the seeds' 1672."""
 SCORER_REPLICAS = 2
 """With one, a batch waits for the one before it, and two groups of slots no longer hide both."""
+REWARDS = {
+    "outcome": RewardConfig(
+        profile="no_quality", score_every=64, gamma_d=1.0, sigma=1.0, c_nfe=0.02, terminal_range=3.0
+    ),
+    "balanced": RewardConfig(sigma=1.0),
+}
+"""As the reward files of these names: the first preview and the returned image are scored, or every one."""
 WARM = 2
 _CONTINUE_LOGIT = 10.0
 _OF_A_ROW = (
@@ -147,14 +154,16 @@ def sleeping_world(config: RunConfig) -> Iterator[session.World]:
             ray.kill(replica)
 
 
-def measure(*, env_runners: int, slots: int, rounds: int, iterations: int, algorithm: str) -> dict[str, Any]:
+def measure(
+    *, env_runners: int, slots: int, rounds: int, iterations: int, algorithm: str, reward: str
+) -> dict[str, Any]:
     """A run of `env_runners`, each with `slots` slots that are filled `rounds` times an iteration.
 
     of_ideal: episodes a second over the ideal's; cpu_ms: of all processes, an episode, by what they are;
     cores_at_ideal: how many cores that would keep busy at the ideal rate, so with fewer than that, or hardly
     more, the machine is what limits; sampling_s, update_s, rest_s: median of an iteration's parts.
     """
-    config = _config(env_runners, slots, rounds, iterations, cast(AlgorithmName, algorithm))
+    config = _config(env_runners, slots, rounds, iterations, cast(AlgorithmName, algorithm), reward)
     marks: list[tuple[float, dict[str, float], dict[str, Any]]] = []
 
     def mark(row: dict[str, Any]) -> None:
@@ -169,7 +178,7 @@ def measure(*, env_runners: int, slots: int, rounds: int, iterations: int, algor
     episodes = [mark[2]["episodes"] for mark in counted]
     seconds = np.diff([mark[0] for mark in marks[WARM - 1 :]])
     rate = sum(episodes) / float(seconds.sum())
-    ideal = env_runners * slots * rounds / ideal_seconds(slots, rounds)
+    ideal = env_runners * slots * rounds / ideal_seconds(slots, rounds, reward)
     spent = Counter(marks[-1][1])
     spent.subtract(marks[WARM - 1][1])
     cpu_ms = {name: 1000 * value / sum(episodes) for name, value in spent.items()}
@@ -187,6 +196,7 @@ def measure(*, env_runners: int, slots: int, rounds: int, iterations: int, algor
     iteration_s = statistics.median(seconds.tolist())
     return {
         "algorithm": algorithm,
+        "reward": reward,
         "env_runners": env_runners,
         "slots": slots,
         "episodes_per_iteration": config(".").ppo.episodes_per_iteration,
@@ -208,7 +218,7 @@ def measure(*, env_runners: int, slots: int, rounds: int, iterations: int, algor
 
 
 def _config(
-    env_runners: int, slots: int, rounds: int, iterations: int, algorithm: AlgorithmName
+    env_runners: int, slots: int, rounds: int, iterations: int, algorithm: AlgorithmName, reward: str
 ) -> Callable[[str], RunConfig]:
     """By the folder that it writes to."""
 
@@ -219,7 +229,7 @@ def _config(
                 solver="ddim", num_steps=STEPS, warmup_steps=WARMUP_STEPS, actions=("continue", "stop")
             ),
             observation=ObservationConfig(),
-            reward=RewardConfig(),
+            reward=REWARDS[reward],
             algorithm=AlgorithmSettings(algorithm),
             ppo=PPOSettings(
                 iterations=iterations + WARM,
@@ -252,17 +262,17 @@ def table(reports: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The reports as columns, with the names in front; the first row is the header."""
     rows = [["", *(f"{report['algorithm']}, {report['env_runners']}" for report in reports)]]
     for name in reports[0]:
-        if name not in ("algorithm", "env_runners", "cpu_ms"):
+        if name not in ("algorithm", "reward", "env_runners", "cpu_ms"):
             rows.append([name, *(f"{report[name]:.4g}" for report in reports)])
     for kind in reports[0]["cpu_ms"]:
         rows.append([f"cpu_ms {kind}", *(f"{report['cpu_ms'][kind]:.4g}" for report in reports)])
     return rows
 
 
-def ideal_seconds(slots: int, rounds: int) -> float:
+def ideal_seconds(slots: int, rounds: int, reward: str) -> float:
     """Of an env runner for `slots` x `rounds` episodes, where only denoiser and scorers take time."""
     clock = _Clock()
-    engine = Engine(clock.backbone, _config(1, slots, rounds, 1, "ppo")(".").engine)
+    engine = Engine(clock.backbone, _config(1, slots, rounds, 1, "ppo", reward)(".").engine)
     observer = Observer(ObservationConfig(), ObservationSizes(FEATURES, FEATURES), engine.action_names)
     collector = Collector(engine, observer, clock, slots=slots, groups=2)
     target = Target({"clip_score": 0.0, "aesthetic": 0.0, "image_reward": 0.0})
@@ -271,7 +281,7 @@ def ideal_seconds(slots: int, rounds: int) -> float:
     def always_on(_: np.ndarray[Any, Any], mask_BA: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.where(mask_BA, np.array([0.0, -100.0]), -1e9).astype(np.float32)
 
-    collector.collect(requests, always_on, RewardConfig(sigma=1.0))
+    collector.collect(requests, always_on, REWARDS[reward])
     return clock.now
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -36,8 +35,8 @@ MINIBATCHES = (64, 128, 256, 512, 2048)
 HIDDEN = (512, 256)
 
 
-def measure(*, decisions: int, repeats: int, minibatches: Sequence[int] = MINIBATCHES) -> dict[str, Any]:
-    """One update of `decisions` decisions, EPOCHS passes, for each minibatch size; medians over `repeats`.
+def measure(*, decisions: int, repeats: int) -> dict[str, Any]:
+    """One update of `decisions` decisions, EPOCHS passes, for each of MINIBATCHES; medians over `repeats`.
 
     seconds: wall; cpu_s: of this process, which other work on the machine hardly touches; conversion_s: of
     `seconds`, from episodes to a batch with advantages; gflop_predicted: by hand; gflop_counted: by torch;
@@ -58,7 +57,7 @@ def measure(*, decisions: int, repeats: int, minibatches: Sequence[int] = MINIBA
         "load_before": os.getloadavg()[0],
     }
     report["minibatches"] = {
-        str(size): _measure_one(observer, decisions, size, repeats) for size in minibatches
+        str(size): _measure_one(observer, decisions, size, repeats) for size in MINIBATCHES
     }
     return report | {"load_after": os.getloadavg()[0]}
 

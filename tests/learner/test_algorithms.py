@@ -42,7 +42,12 @@ PROCESS = RunConfig(
 REMOTE = ResourcesConfig(num_env_runners=1, cpus_per_env_runner=1.0)
 ALGORITHMS = {
     "ppo": PROCESS,
-    "appo": replace(PROCESS, algorithm=AlgorithmSettings("appo"), resources=REMOTE),
+    "appo": replace(
+        PROCESS,
+        algorithm=AlgorithmSettings("appo"),
+        ppo=replace(LEARNING, iterations=60),
+        resources=REMOTE,
+    ),
     "reinforce": replace(
         PROCESS,
         algorithm=AlgorithmSettings("reinforce", episodes_per_request=4),

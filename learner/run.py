@@ -151,14 +151,22 @@ class Run:
         self.hardest_first = curriculum.by_difficulty(qualities)
         self._runners.sync_weights()
         if self.settings.trajectories is not None:
-            self._open_trajectories(Path(self.settings.trajectories))
+            folder = Path(self.settings.trajectories)
+            discard_from(folder, functools.partial(next_round, self.algorithm, self.iteration))
+            self._say_origin(folder)
 
-    def _open_trajectories(self, folder: Path) -> None:
-        """Say where they come from; what a resumed run gathers again is dropped."""
-        discard_from(folder, functools.partial(next_round, self.algorithm, self.iteration))
+    def _say_origin(self, folder: Path) -> None:
+        """Leave among the trajectories what they come from; without it nothing can learn from them."""
         value = self.algorithm.env_runner.module.value
         mean, std = value.obs_mean.tolist(), value.obs_std.tolist()
-        Origin(self.metadata(), self.config.as_dict(), mean, std).write(folder)
+        try:
+            Origin(self.metadata(), self.config.as_dict(), mean, std).write(folder)
+        except OSError as error:
+            self.events.record(
+                "disk",
+                f"what trajectories come from cannot be written ({error.strerror or error}), and nothing can "
+                "learn from them without; training goes on, --resume writes it",
+            )
 
     # -- the iterations ------------------------------------------------------------------------------
 

@@ -168,7 +168,9 @@ def test_trajectories_that_cannot_be_written_are_said_and_training_goes_on(tmp_p
     (config.run_dir / "trajectories").write_text("in the way")
     result = train(config, world=toy_world)
     assert result.ended == "finished"
-    (event,) = read_events(result.run_dir)
+    origin, event = read_events(result.run_dir)
+    assert (origin.kind, origin.iteration) == ("disk", 0)
+    assert origin.sentence.startswith("what trajectories come from cannot be written (File exists)")
     assert (event.kind, event.iteration) == ("disk", 1)
     assert event.sentence == "trajectories cannot be written (16 episodes are lost); training goes on"
     rows = read_rows(result.run_dir / "progress.jsonl")

@@ -124,7 +124,7 @@ def bench_update(*, decisions: int, repeats: int, out: Path | None) -> None:
 
 def bench_scaling(
     *,
-    env_runners: Sequence[int],
+    env_runners: Sequence[str],
     algorithms: Sequence[str],
     reward: str,
     slots: int,
@@ -140,8 +140,8 @@ def bench_scaling(
     ):
         if value < least:
             raise UserError(f"{option}={value}: give a whole number from {least}")
-    if not env_runners or min(env_runners) < 1:
-        raise UserError(f"--env-runners={','.join(map(str, env_runners))}: give whole numbers from 1")
+    if not all(number.isdecimal() and int(number) for number in env_runners):
+        raise UserError(f"--env-runners={','.join(env_runners)}: give whole numbers from 1")
     _check_file(out)
 
     from evaluation import scaling_benchmark
@@ -154,7 +154,7 @@ def bench_scaling(
     reports = []
     with ray_session(RunConfig(resources=ResourcesConfig(num_cpus=4))):
         for algorithm in algorithms:
-            for number in env_runners:
+            for number in map(int, env_runners):
                 report = scaling_benchmark.measure(
                     env_runners=number,
                     slots=slots,

@@ -280,7 +280,7 @@ def bench_scaling(
     from cluster import bench_command
 
     bench_command.bench_scaling(
-        env_runners=[whole_number(text) for text in env_runners.split(",")],
+        env_runners=env_runners.split(","),
         algorithms=algorithms.split(","),
         reward=reward,
         slots=slots,

@@ -5,6 +5,7 @@ Always true here: a few files are in memory at a time, not all; of an episode RL
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,10 @@ class EpisodePreLearner(OfflinePreLearner):
 
     RLlib's own makes an episode of every single row; such have no return for MARWIL to weigh by.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        logging.getLogger("ray._common.deprecation").setLevel(logging.ERROR)  # of calls of RLlib's own
+        super().__init__(**kwargs)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The decisions of all whole episodes in `batch["item"]`, a few files."""

@@ -47,7 +47,7 @@ def test_the_numbers_are_printed_and_written(tmp_path: Path, capsys: pytest.Capt
         (("scaling", "--slots", "1"), "--slots=1: give a whole number from 2"),
         (("scaling", "--iterations", "1"), "--iterations=1: give a whole number from 2"),
         (("scaling", "--env-runners", "8,0"), "--env-runners=8,0: give whole numbers from 1"),
-        (("scaling", "--env-runners", "8,x"), "'x' is not a whole number"),
+        (("scaling", "--env-runners", "8,x"), "--env-runners=8,x: give whole numbers from 1"),
         (("scaling", "--algorithms", "dqn"), "algorithm.name='dqn': give one of ppo, appo, reinforce"),
         (("scaling", "--reward", "raw"), "--reward='raw': give one of outcome, balanced"),
     ],

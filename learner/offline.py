@@ -2,8 +2,8 @@
 
 Always true here: no image is made; what is left behind is what `train` leaves: config.yaml (of the run that
 gathered the episodes, under the new name), progress.jsonl, policy/; offline.yaml says what was asked for.
-Held-out prompts are measured on and never learnt from. The policy that is kept is, for bc and dpo, that of
-the iteration with the lowest loss on them; for marwil the last one, as nothing says there which is best.
+Held-out prompts are measured on and never learnt from. The policy that is kept is that of the iteration
+with the lowest loss on them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 #: What the kept iteration is chosen by; where it was not measured, the last one is kept.
-_CRITERION = {"bc": "held_out_nll", "dpo": "held_out_dpo_loss", "marwil": None}
+_CRITERION = {"bc": "held_out_nll", "dpo": "held_out_dpo_loss", "marwil": "held_out_weighted_nll"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def train_offline(config: OfflineConfig, report: Report | None = None) -> Offlin
     if (run_dir / "progress.jsonl").exists():
         raise UserError(f"name={config.name}: {run_dir} holds a run already; give another name")
     folders = config.folders
-    origin, found = common_origin(folders), survey(folders, config.held_out)
+    origin = common_origin(folders)
+    found = survey(folders, config.held_out, origin.gamma)
     existed = run_dir.exists()
     _prepare(config, origin)
     torch.set_num_threads(config.torch_threads)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from actors import trajectory_store
 from actors.errors import UserError
 from actors.observations import Observer
-from actors.policy import PolicyNetwork
+from actors.policy import PolicyNetwork, ValueNetwork
 
 #: Of the held-out decisions so many are measured on.
 _MEASURED = 20_000
@@ -34,20 +34,34 @@ def is_held_out(prompt: str, share: float) -> bool:
 
 @dataclass(frozen=True)
 class Decisions:
-    """N stored decisions: observations_ND as the observer made them, and the actions taken."""
+    """N stored decisions: observations_ND as the observer made them, actions_N, returns_N from there on."""
 
     observations_ND: NDArray[np.float32]
     actions_N: NDArray[np.int64]
+    returns_N: NDArray[np.float64]
 
+    @torch.inference_mode()
     def measure(self, network: PolicyNetwork, observer: Observer) -> dict[str, float]:
         """Mean negative log-likelihood of the actions, and how often they are the network's best."""
-        with torch.inference_mode():
-            policy_ND, _, mask_NA = observer.split(torch.from_numpy(self.observations_ND))
-            log_probs_NA = network(policy_ND, mask_NA).log_softmax(dim=1)
-            actions_N = torch.from_numpy(self.actions_N)
-            nll = -float(log_probs_NA.gather(1, actions_N[:, None]).mean())
-            accuracy = float((log_probs_NA.argmax(dim=1) == actions_N).float().mean())
-        return {"held_out_nll": nll, "held_out_accuracy": accuracy}
+        log_probs_NA, nll_N = self._log_probs(network, observer)
+        accuracy = float((log_probs_NA.argmax(dim=1) == torch.from_numpy(self.actions_N)).float().mean())
+        return {"held_out_nll": float(nll_N.mean()), "held_out_accuracy": accuracy}
+
+    @torch.inference_mode()
+    def weighted_nll(
+        self, network: PolicyNetwork, value: ValueNetwork, observer: Observer, beta: float
+    ) -> float:
+        """The same likelihood, each action weighted as MARWIL does: exp(beta * advantage / its scale)."""
+        _, critic_ND, _ = observer.split(torch.from_numpy(self.observations_ND))
+        advantages_N = torch.from_numpy(self.returns_N) - value(critic_ND)
+        weights_N = (beta * advantages_N / advantages_N.square().mean().sqrt().clamp_min(1e-8)).softmax(dim=0)
+        return float((weights_N * self._log_probs(network, observer)[1]).sum())
+
+    def _log_probs(self, network: PolicyNetwork, observer: Observer) -> tuple[torch.Tensor, torch.Tensor]:
+        policy_ND, _, mask_NA = observer.split(torch.from_numpy(self.observations_ND))
+        log_probs_NA = network(policy_ND, mask_NA).log_softmax(dim=1)
+        chosen_N1 = log_probs_NA.gather(1, torch.from_numpy(self.actions_N)[:, None])
+        return log_probs_NA, -chosen_N1.squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -65,13 +79,17 @@ class Survey:
     held_out: Decisions | None
 
 
-def survey(folders: Sequence[Path], share: float) -> Survey:
-    """Read everything once. Raises what `trajectory_store.files` raises, and UserError if nothing is left."""
+def survey(folders: Sequence[Path], share: float, gamma: float) -> Survey:
+    """Read everything once; gamma discounts the held-out returns.
+
+    Raises what `trajectory_store.files` raises, and UserError if nothing is left to learn from.
+    """
     files: list[str] = []
     episodes = held_out_episodes = decisions = kept = 0
     returns = 0.0
     observations: list[NDArray[np.float32]] = []
     actions: list[NDArray[np.int64]] = []
+    returns_to_go_N: list[NDArray[np.float64]] = []
     for file in trajectory_store.files(folders):
         before = episodes
         for rows in trajectory_store.stream_file(file, _COLUMNS):
@@ -85,13 +103,28 @@ def survey(folders: Sequence[Path], share: float) -> Survey:
                 measured = rows.filter(pyarrow.array(out_N))
                 observations.append(trajectory_store.vectors(measured, "obs"))
                 actions.append(measured["actions"].to_numpy().astype(np.int64))
+                returns_to_go_N.append(returns_to_go(measured, gamma))
                 kept += measured.num_rows
         if episodes > before:
             files.append(str(file))
     if not episodes:
         raise UserError(f"held_out={share}: every prompt is held out, nothing is left to learn from; give 0")
-    held_out = Decisions(np.concatenate(observations), np.concatenate(actions)) if kept else None
+    held_out = None
+    if kept:
+        parts = (observations, actions, returns_to_go_N)
+        held_out = Decisions(*(np.concatenate(part) for part in parts))  # type: ignore[arg-type]
     return Survey(tuple(files), episodes, held_out_episodes, decisions, returns / episodes, held_out)
+
+
+def returns_to_go(rows: pyarrow.Table, gamma: float) -> NDArray[np.float64]:
+    """Discounted sum of the rewards of each decision and those after it in its episode; whole episodes."""
+    rewards_N, last_N = rows["rewards"].to_numpy(), rows["terminateds"].to_numpy()
+    returns_N = np.zeros(len(rewards_N))
+    running = 0.0
+    for row in range(len(rewards_N) - 1, -1, -1):
+        running = float(rewards_N[row]) + (0.0 if last_N[row] else gamma * running)
+        returns_N[row] = running
+    return returns_N
 
 
 def learnt_rows(rows: pyarrow.Table, share: float) -> pyarrow.Table:

@@ -113,6 +113,10 @@ def rllib_updates(
             for _ in range(config.iterations):
                 found = algorithm.train()[LEARNER_RESULTS][DEFAULT_MODULE_ID]
                 row = {ours: float(found[theirs]) for theirs, ours in _ROWS.items() if theirs in found}
+                if survey.held_out is not None and config.algorithm == "marwil":
+                    row["held_out_weighted_nll"] = survey.held_out.weighted_nll(
+                        module.policy, module.value, module.observer, config.marwil.beta
+                    )
                 yield row, module.policy
         finally:
             learner.iterator = None  # it reports to Ray when it goes, which must be there still

@@ -23,7 +23,7 @@ from actors.errors import UserError
 from actors.files import written_aside
 from actors.policy import ILLEGAL_LOGIT
 from learner.offline_config import PairKind
-from learner.offline_data import is_held_out
+from learner.offline_data import is_held_out, returns_to_go
 
 PAIRS_VERSION = "1"
 _VECTOR = pyarrow.list_(pyarrow.float32())
@@ -78,16 +78,6 @@ class Pair:
     rejected_outcome: float
 
 
-def returns_to_go(rewards_T: NDArray[np.float32], gamma: float) -> NDArray[np.float64]:
-    """Discounted sum of the rewards of each decision and those after it, in one episode."""
-    returns_T = np.zeros(len(rewards_T))
-    running = 0.0
-    for t in range(len(rewards_T) - 1, -1, -1):
-        running = float(rewards_T[t]) + gamma * running
-        returns_T[t] = running
-    return returns_T
-
-
 def stop_log_probs(logits_NA: NDArray[np.float32], stop: int) -> NDArray[np.float64]:
     """[N, 2]: log-probabilities of stopping and of going on, under a softmax over the logits."""
     logits_NA = logits_NA.astype(np.float64)
@@ -116,12 +106,9 @@ def read_choices(folders: Sequence[Path], stop: int, gamma: float) -> Choices:
         named = rows["prompt"].to_pylist()
         seeds_N, attempts_N = rows["seed"].to_numpy(), rows["attempt"].to_numpy()
         steps_N = rows["step_index"].to_numpy()
-        rewards_N = rows["rewards"].to_numpy()
-        state_N, return_N = np.zeros(rows.num_rows, np.int64), np.zeros(rows.num_rows)
+        state_N = np.zeros(rows.num_rows, np.int64)
         start = 0
         for length in trajectory_store.episode_lengths(rows):
-            inside = slice(start, start + int(length))
-            return_N[inside] = returns_to_go(rewards_N[inside], gamma)
             node = states.setdefault((named[start], int(seeds_N[start])), len(states))
             for row in range(start, start + int(length)):
                 state_N[row] = node
@@ -139,7 +126,7 @@ def read_choices(folders: Sequence[Path], stop: int, gamma: float) -> Choices:
             "place_N": np.array(place_N),
             "stops_N": stops_N,
             "logp_N": np.where(stops_N, logp_N2[:, 0], logp_N2[:, 1]),
-            "return_N": return_N,
+            "return_N": returns_to_go(rows, gamma),
             "value_N": rows["values"].to_numpy().astype(np.float64),
         }.items():
             columns[name].append(values[choice_N])

@@ -95,7 +95,7 @@ def test_held_out_prompts_are_counted_apart_and_several_folders_together(tmp_pat
     one = gather(aimless, tmp_path, 64, seed=1)
     other = gather(scripted, tmp_path, 32, seed=2)
     folders = [store(one, tmp_path / "one"), store(other, tmp_path / "other")]
-    found = survey(folders, 0.3)
+    found = survey(folders, 0.3, 1.0)
     out = [prompt for prompt in PROMPTS if is_held_out(prompt, 0.3)]
     assert 0 < len(out) < 8, "the prompts of this test are on both sides"
     learnt = [each for each in one + other if each.training.request.prompt not in out]
@@ -106,6 +106,9 @@ def test_held_out_prompts_are_counted_apart_and_several_folders_together(tmp_pat
     assert found.held_out is not None
     measured = [each for each in one + other if each.training.request.prompt in out]
     assert len(found.held_out.actions_N) == sum(len(each.actions) for each in measured)
+    first = found.held_out.returns_N[0]
+    assert first == pytest.approx(sum(measured[0].rewards), abs=1e-5)
+    assert np.array_equal(found.held_out.observations_ND[0], measured[0].observations[0])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
@@ -16,7 +17,8 @@ from actors.policy import PolicyNetwork, load_policy
 from learner.config import RegistryConfig
 from learner.offline import train_offline
 from learner.offline_config import DPOSettings, OfflineConfig
-from learner.preferences import find_pairs, read_choices, read_pairs, returns_to_go, write_pairs
+from learner.offline_data import returns_to_go
+from learner.preferences import find_pairs, read_choices, read_pairs, write_pairs
 from learner.stop_classifier import PairTensors, dpo_loss, stop_or_go
 from tests.learner.stored import STOP, aimless, by_network, gather, mean_return, scripted, store, tossing
 
@@ -80,7 +82,8 @@ def test_the_optimum_of_two_arms_is_the_known_one(beta: float, share: float, ref
 
 
 def test_returns_are_discounted_sums() -> None:
-    np.testing.assert_allclose(returns_to_go(np.array([1.0, 2.0, 4.0], np.float32), 0.5), [3.0, 4.0, 4.0])
+    columns = {"rewards": [1.0, 2.0, 4.0, 8.0, 1.0], "terminateds": [False, False, True, False, True]}
+    np.testing.assert_allclose(returns_to_go(pyarrow.table(columns), 0.5), [3.0, 4.0, 4.0, 8.5, 1.0])
 
 
 def test_pairs_meet_in_one_state_and_the_better_end_is_chosen(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def test_a_row_holds_the_means_over_all_episodes() -> None:
 def test_policy_lag_is_the_age_of_the_weights_that_acted() -> None:
     """The learner is at version 5 after the update, so it was at 4; version 3 acted."""
     assert iteration_row(RESULTS, iteration=4, seconds=2.0)["policy_lag"] == 1.0
+
+
+def test_numbers_of_a_skipped_minibatch_are_left_out_and_said() -> None:
+    learner = {"weights_seq_no": 5, "policy_loss": float("nan"), "vf_loss": 0.5, "skipped_updates": 3}
+    row = iteration_row({**RESULTS, "learners": {"default_policy": learner}}, iteration=4, seconds=2.0)
+    assert row["skipped_updates"] == 3
+    assert "policy_loss" not in row
+    assert row["value_loss"] == 0.5
+    shown = format_row({**row, "phase": "training", "iterations": 9, "time_left_s": 1.0})
+    assert "3 updates not finite, skipped" in shown
+    learner["skipped_updates"] = 0
+    row = iteration_row({**RESULTS, "learners": {"default_policy": learner}}, iteration=4, seconds=2.0)
+    assert math.isnan(row["policy_loss"]), "without a skipped minibatch it is an error, and stays one"
 
 
 def test_an_iteration_without_samples_has_no_means() -> None:

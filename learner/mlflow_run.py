@@ -7,6 +7,7 @@ is still to be sent follows from the run's folder, so that any process can send 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -47,6 +48,8 @@ class MlflowRun:
     def __init__(self, run_dir: Path) -> None:
         for name, value in _HTTP.items():
             os.environ.setdefault(name, value)
+        for name in ("mlflow", "alembic"):  # their news are for their own users
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._run_dir = run_dir
         self._config = read_config(run_dir)
         settings = self._config["registry"]

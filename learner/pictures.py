@@ -46,9 +46,9 @@ def write_grid(path: Path, title: str, episodes: Sequence[HeldOutEpisode]) -> No
 
 
 def decisions_line(actions: Sequence[str]) -> str:
-    """Actions in their order, repeated ones counted: `continue x3, look, stop`."""
+    """Actions in their order, repeated ones counted: `continue×3, look, stop`."""
     runs = [(name, len(list(group))) for name, group in groupby(actions)]
-    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in runs)
+    return ", ".join(name if count == 1 else f"{name}×{count}" for name, count in runs)
 
 
 def _draw_cell(

@@ -104,7 +104,7 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: Path) -> None:
 
 
 def test_decisions_are_counted_where_they_repeat() -> None:
-    assert decisions_line(["continue", "continue", "look", "stop"]) == "continue x2, look, stop"
+    assert decisions_line(["continue", "continue", "look", "stop"]) == "continue×2, look, stop"
     assert decisions_line([]) == ""
 
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.collector import Trajectory
+from actors.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -13,92 +13,27 @@ before its fork, and waits for a free slot like a request.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.contracts import QUALITY_FEATURES, EpisodeRequest, EpisodeResult, Images
 from actors.engine import Engine, Episode
-from actors.ledger import RewardLedger, Target
+from actors.ledger import RewardLedger
 from actors.memo import Memo, Scored, score_keys
-from actors.observations import EMBEDDINGS, Observer, quality_vector
-from rewards_service.arithmetic import Components, RewardConfig, required_outputs
-from rewards_service.contracts import Pending, RewardClient, ScoreRow
+from actors.observations import EMBEDDINGS, Observer
+from actors.slots import Group, Slot, shared_seconds
+from actors.trajectory import TrainingRequest, Trajectory
+from rewards_service.arithmetic import RewardConfig, required_outputs
+from rewards_service.contracts import RewardClient
 
 #: Observations and masks of B episodes in, logits [B, A] out (illegal actions far below the legal ones).
 Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRequest:
-    """An episode to gather. `stream` seeds the generator that draws its actions.
-
-    fork_at: the decision that is taken twice, where the episode gets so far; the second time by a twin, which
-    draws among the other actions.
-    """
-
-    request: EpisodeRequest
-    stream: tuple[int, ...]
-    target: Target
-    fork_at: int | None = None
-
-
-@dataclass
-class Trajectory:
-    """One finished episode as the learner takes it: T decisions, each with what was seen and drawn.
-
-    observations_TD, actions_T, rewards_T (each the sum of its parts), logits_TA and log_probs_T belong to the
-    decisions; scored holds (decision, scores) of every scored preview, the last entry is the
-    returned image. values_T is for whoever has a critic to fill. seconds_spent_T is what had been spent on
-    the episode when each decision was taken, seconds what it took in all: its equal share of every batched
-    step that it was part of (text, denoising, decoding, waiting for scores, deciding). previews_T holds
-    what was seen, where that was asked for. forked_at: the decision that a twin took too, None without one; a
-    twin has all decisions, those before the fork are its trunk's.
-    """
-
-    training: TrainingRequest
-    forked_at: int | None = None
-    is_twin: bool = False
-    observations: list[NDArray[np.float32]] = field(default_factory=list)
-    actions: list[int] = field(default_factory=list)
-    logits: list[NDArray[np.float32]] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    parts: list[Components] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    seconds_spent: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    previews: list[Images] = field(default_factory=list)
-    scored: list[tuple[int, ScoreRow]] = field(default_factory=list)
-    quality: float = float("nan")
-    result: EpisodeResult | None = None
-
-    def fork(self) -> Trajectory:
-        """A twin's: the decisions so far."""
-        at = len(self.actions)
-        self.forked_at = at
-        return Trajectory(
-            self.training,
-            forked_at=at,
-            is_twin=True,
-            observations=list(self.observations),
-            actions=list(self.actions),
-            logits=list(self.logits),
-            log_probs=list(self.log_probs),
-            entropies=list(self.entropies),
-            seconds_spent=list(self.seconds_spent),
-            seconds=self.seconds,
-            previews=list(self.previews),
-            scored=list(self.scored),
-        )
 
 
 @dataclass
@@ -123,50 +58,6 @@ class _Seen(NamedTuple):
     mask: NDArray[np.bool_]
     logits: NDArray[np.float32]
     log_probs: NDArray[np.float64]
-
-
-@dataclass
-class _Slot:
-    episode: Episode
-    ledger: RewardLedger
-    trajectory: Trajectory
-    order: int
-    generator: np.random.Generator
-    scores: dict[str, NDArray[np.float32]] | None = None
-    """Of the current clean prediction; None until it has been scored."""
-    latest: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Of the last preview that was scored."""
-    critic_quality: NDArray[np.float32] = field(
-        default_factory=lambda: np.zeros(len(QUALITY_FEATURES), np.float32)
-    )
-    """Quality vector of that preview, looked at or not: what the critic may see."""
-    best_image_reward: float = -np.inf
-    unscored_decisions: int = 0
-
-    def fork(self) -> _Slot:
-        """A twin about to take the same decision, with random numbers of its own for its actions."""
-        return replace(
-            self,
-            episode=self.episode.fork(),
-            ledger=self.ledger.fork(),
-            trajectory=self.trajectory.fork(),
-            generator=np.random.default_rng((*self.trajectory.training.stream, _TWIN)),
-        )
-
-
-_TWIN = 1
-"""Follows the stream of an episode in its twin's."""
-
-
-@dataclass
-class _Group:
-    slots: list[_Slot] = field(default_factory=list)
-    twins: deque[_Slot] = field(default_factory=deque)
-    """Waiting for a free slot."""
-    awaiting: list[_Slot] = field(default_factory=list)
-    awaited: list[Hashable] = field(default_factory=list)
-    """By what their scores are remembered, where they are."""
-    pending: Pending | None = None
 
 
 class Collector:
@@ -211,7 +102,7 @@ class Collector:
         started = time.perf_counter()
         self.times = CollectorTimes()
         queue = deque(enumerate(requests))
-        groups = [_Group() for _ in self.capacities]
+        groups = [Group() for _ in self.capacities]
         finished: dict[tuple[int, bool], Trajectory] = {}
         while queue or any(group.slots or group.twins for group in groups):
             for group, capacity in zip(groups, self.capacities, strict=True):
@@ -225,21 +116,21 @@ class Collector:
         assert len(finished) >= len(requests)
         return [finished[place] for place in sorted(finished)]
 
-    def _receive(self, group: _Group) -> None:
+    def _receive(self, group: Group) -> None:
         if group.pending is None:
             return
         started = time.perf_counter()
-        with _shared(group.awaiting):
+        with shared_seconds(group.awaiting):
             scores = group.pending.result()
         self.times.waiting += time.perf_counter() - started
         rows = [{name: values[row] for name, values in scores.items()} for row in range(len(group.awaiting))]
         for slot, row in zip(group.awaiting, rows, strict=True):
-            _enter(slot, row)
+            slot.enter(row)
         if self.memo is not None:
             self.memo.keep(group.awaited, [Scored.of(row) for row in rows])
         group.pending, group.awaiting, group.awaited = None, [], []
 
-    def _close(self, group: _Group, finished: dict[tuple[int, bool], Trajectory]) -> None:
+    def _close(self, group: Group, finished: dict[tuple[int, bool], Trajectory]) -> None:
         for slot in [slot for slot in group.slots if slot.episode.finished and slot.scores is not None]:
             assert slot.scores is not None
             trajectory, episode = slot.trajectory, slot.episode
@@ -251,7 +142,7 @@ class Collector:
             finished[slot.order, trajectory.is_twin] = trajectory
             group.slots.remove(slot)
 
-    def _decide(self, group: _Group, policy: Policy, greedy: bool) -> None:
+    def _decide(self, group: Group, policy: Policy, greedy: bool) -> None:
         while True:
             for slot in group.slots:
                 if slot.scores is not None and self._is_shown(slot.episode):
@@ -259,14 +150,14 @@ class Collector:
                     self.engine.receive_look(
                         slot.episode, {name: seen[name] for name in self.observer.look_outputs}
                     )
-                    _forget_if_replaced(slot, shown_CHW)
+                    slot.forget_if_replaced(shown_CHW)
             deciding = [slot for slot in group.slots if self._can_decide(slot.episode)]
             if not deciding:
                 return
-            with _shared(deciding):
+            with shared_seconds(deciding):
                 group.twins.extend(self._decide_once(deciding, policy, greedy))
 
-    def _decide_once(self, deciding: list[_Slot], policy: Policy, greedy: bool) -> list[_Slot]:
+    def _decide_once(self, deciding: list[Slot], policy: Policy, greedy: bool) -> list[Slot]:
         """One decision of each slot; gives the twins of those that fork here."""
         twins = []
         episodes = [slot.episode for slot in deciding]
@@ -299,7 +190,7 @@ class Collector:
             self._take(slot, action, seen)
         return twins
 
-    def _take(self, slot: _Slot, action: int, seen: _Seen) -> None:
+    def _take(self, slot: Slot, action: int, seen: _Seen) -> None:
         trajectory = slot.trajectory
         trajectory.observations.append(seen.observation)
         trajectory.actions.append(action)
@@ -311,7 +202,7 @@ class Collector:
         slot.unscored_decisions += 1
         shown_CHW = slot.episode.clean_CHW
         self.engine.act(slot.episode, action)
-        _forget_if_replaced(slot, shown_CHW)
+        slot.forget_if_replaced(shown_CHW)
 
     def _can_decide(self, episode: Episode) -> bool:
         """Whether nothing of what it observes is still to be scored."""
@@ -323,7 +214,7 @@ class Collector:
             return True
         return self.observer.scores_every_decision and episode.state == "deciding" and not episode.looked_here
 
-    def _observe(self, slots: list[_Slot], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _observe(self, slots: list[Slot], mask_BA: NDArray[np.bool_]) -> NDArray[np.float32]:
         embeddings = None
         if self.observer.needs_embeddings:
             embeddings = {name: np.stack([slot.latest[name] for slot in slots]) for name in EMBEDDINGS}
@@ -336,7 +227,7 @@ class Collector:
 
     def _refill(
         self,
-        group: _Group,
+        group: Group,
         queue: deque[tuple[int, TrainingRequest]],
         capacity: int,
         reward: RewardConfig,
@@ -356,15 +247,15 @@ class Collector:
             ledger = RewardLedger(reward, training.target, training.request.prompt)
             generator = np.random.default_rng(training.stream)
             trajectory = Trajectory(training, seconds=seconds)
-            group.slots.append(_Slot(episode, ledger, trajectory, order, generator))
+            group.slots.append(Slot(episode, ledger, trajectory, order, generator))
 
-    def _denoise(self, group: _Group) -> None:
+    def _denoise(self, group: Group) -> None:
         running = [slot for slot in group.slots if slot.episode.state == "denoising"]
         if not running:
             return
         memo, started = self.engine.memo, time.perf_counter()
         found = 0 if memo is None else memo.found
-        with _shared(running):
+        with shared_seconds(running):
             self.engine.denoise([slot.episode for slot in running])
         self.times.denoising += time.perf_counter() - started
         self.times.calls += len(running)
@@ -372,7 +263,7 @@ class Collector:
         for slot in running:
             slot.scores = None
 
-    def _send(self, group: _Group, reward: RewardConfig) -> None:
+    def _send(self, group: Group, reward: RewardConfig) -> None:
         outputs = self._outputs(reward)
         group.awaiting = [slot for slot in group.slots if slot.scores is None and self._due(slot, reward)]
         if self.memo is not None and group.awaiting:
@@ -380,18 +271,18 @@ class Collector:
         if not group.awaiting:
             return
         prompts = [slot.episode.request.prompt for slot in group.awaiting]
-        with _shared(group.awaiting):
+        with shared_seconds(group.awaiting):
             images = self.engine.preview([slot.episode for slot in group.awaiting])
             group.pending = self.client.submit(images, prompts, outputs)
         self.times.previews += len(prompts)
 
-    def _remember(self, group: _Group, memo: Memo[Scored], outputs: Sequence[str]) -> None:
+    def _remember(self, group: Group, memo: Memo[Scored], outputs: Sequence[str]) -> None:
         """Enter the scores that are known; the others are awaited."""
         keys = score_keys([slot.episode for slot in group.awaiting], outputs)
         due, group.awaiting, group.awaited = group.awaiting, [], []
         for slot, key, known in zip(due, keys, memo.recall(keys), strict=True):
             if known is not None:
-                _enter(slot, known.scores)
+                slot.enter(known.scores)
             else:
                 group.awaiting.append(slot)
                 group.awaited.append(key)
@@ -400,52 +291,13 @@ class Collector:
         """What the reward and the observation are made of."""
         return tuple(sorted({*required_outputs(reward), *self.observer.look_outputs}))
 
-    def _due(self, slot: _Slot, reward: RewardConfig) -> bool:
+    def _due(self, slot: Slot, reward: RewardConfig) -> bool:
         if slot.episode.state in ("looking", "finished"):
             return True
         if slot.episode.state != "deciding":
             return False
         first = not slot.trajectory.actions
         return first or self.observer.scores_every_decision or slot.unscored_decisions >= reward.score_every
-
-
-@contextlib.contextmanager
-def _shared(slots: Sequence[_Slot]) -> Iterator[None]:
-    """Each slot's episode is charged an equal share of the seconds that pass inside."""
-    started = time.perf_counter()
-    yield
-    share = (time.perf_counter() - started) / len(slots)
-    for slot in slots:
-        slot.trajectory.seconds += share
-
-
-def _enter(slot: _Slot, scores: dict[str, NDArray[np.float32]]) -> None:
-    episode = slot.episode
-    slot.best_image_reward = max(slot.best_image_reward, float(scores["image_reward"]))
-    slot.critic_quality = quality_vector(
-        scores,
-        slot.latest,
-        step_ratio=episode.progress,
-        nfe_ratio=episode.nfe / episode.max_nfe,
-        best_image_reward=slot.best_image_reward,
-    )
-    slot.scores = slot.latest = scores
-    slot.unscored_decisions = 0
-    slot.trajectory.scored.append((len(slot.trajectory.actions), scores))
-
-
-def _forget_if_replaced(slot: _Slot, shown_CHW: torch.Tensor) -> None:
-    """Scores are of the image that was shown: not of an earlier candidate that is returned instead, nor of
-    what is extrapolated from it.
-    """
-    if slot.episode.clean_CHW is not shown_CHW:
-        slot.scores = None
-
-
-def final_scores(trajectory: Trajectory) -> dict[str, float]:
-    """The scalar scores of the returned image."""
-    _, scores = trajectory.scored[-1]
-    return {name: float(value) for name, value in scores.items() if np.ndim(value) == 0}
 
 
 def attention_entropy(attention_HW: torch.Tensor | None) -> float:

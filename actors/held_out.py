@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.collector import Collector, Policy, TrainingRequest, final_scores
+from actors.collector import Collector, Policy
 from actors.contracts import EpisodeRequest, Images
 from actors.ledger import Target
 from actors.references import asking_for
+from actors.trajectory import TrainingRequest, final_scores
 from rewards_service.contracts import METRICS
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.collector import Collector, TrainingRequest, Trajectory, final_scores
+from actors.collector import Collector
 from actors.contracts import EpisodeRequest, EpisodeResult
 from actors.engine import EngineConfig
 from actors.ledger import Target
+from actors.trajectory import TrainingRequest, Trajectory, final_scores
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.contracts import METRICS
 

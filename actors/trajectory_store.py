@@ -18,10 +18,10 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from PIL import Image
 
-from actors.collector import Trajectory
 from actors.contracts import Images
 from actors.errors import UserError
 from actors.files import written_aside
+from actors.trajectory import Trajectory
 from rewards_service.arithmetic import Components
 
 SCHEMA_VERSION = "3"

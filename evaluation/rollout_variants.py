@@ -146,8 +146,9 @@ class Variants:
 
         The prompts are the same in every repetition, as they are in every pass of a training run.
         """
-        from actors.collector import Collector, TrainingRequest
+        from actors.collector import Collector
         from actors.ledger import Target
+        from actors.trajectory import TrainingRequest
         from rewards_service.arithmetic import required_outputs
 
         client, reward = self.workload.client, self.workload.reward

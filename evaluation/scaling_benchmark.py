@@ -26,11 +26,12 @@ import psutil
 import ray
 import torch
 
-from actors.collector import Collector, TrainingRequest
+from actors.collector import Collector
 from actors.contracts import Conditioning, Denoised, EpisodeRequest, Images, PredictionType
 from actors.engine import Engine, EngineConfig
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.trajectory import TrainingRequest
 from learner import session
 from learner.algorithm_settings import AlgorithmName, AlgorithmSettings
 from learner.config import (

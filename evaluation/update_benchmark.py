@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from actors.contracts import EpisodeRequest
 from actors.engine import EngineConfig
-from actors.env_runner import RunnerSettings
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.orders import RunnerSettings
 from learner.config import PPOSettings, RunConfig
 from learner.ppo import ppo_config
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from actors.env_runner import Orders, RunnerSettings
+from actors.orders import Orders, RunnerSettings
 from learner.algorithm_settings import AlgorithmName
 from learner.appo import AsynchronousAPPO, appo_config
 from learner.config import RunConfig

@@ -34,7 +34,7 @@ from ray.rllib.utils.metrics import (
     WEIGHTS_SEQ_NO,
 )
 
-from actors.env_runner import ORDERS, ROUNDS, Orders, RunnerSettings
+from actors.orders import ORDERS, ROUNDS, Orders, RunnerSettings
 from learner.config import RunConfig
 from learner.gradients import FiniteGradients
 from learner.module import PolicyModule

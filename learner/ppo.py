@@ -19,7 +19,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from actors.env_runner import DiffusionEnvRunner, RunnerSettings
+from actors.env_runner import DiffusionEnvRunner
+from actors.orders import RunnerSettings
 from learner.branches import CompareBranches
 from learner.config import PPOSettings, RunConfig
 from learner.gradients import FiniteGradients

@@ -27,7 +27,8 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from actors.branching import discounted
-from actors.env_runner import COMPARISON, PROMPT, RunnerSettings
+from actors.env_runner import COMPARISON, PROMPT
+from actors.orders import RunnerSettings
 from learner.branches import SMALLEST_SCALE, compared, spans
 from learner.config import RunConfig
 from learner.gradients import FiniteGradients

@@ -19,9 +19,9 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from actors.contracts import EpisodeRequest
-from actors.env_runner import Orders, RunnerSettings
 from actors.held_out import HeldOutEpisode
 from actors.ledger import Target
+from actors.orders import Orders, RunnerSettings
 from actors.policy import PolicyNetwork, save_policy
 from actors.policy_folder import pack_region_head
 from actors.references import Reference

@@ -11,11 +11,12 @@ import torch
 
 from actors import trajectory_store
 from actors.branching import compare, discounted
-from actors.collector import Collector, TrainingRequest, Trajectory
+from actors.collector import Collector
 from actors.contracts import Denoised, EpisodeRequest
 from actors.engine import Engine
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.trajectory import TrainingRequest, Trajectory
 from tests.actors.test_collector import CONFIG, collector, only_image_reward, requests, uniform
 from tests.learner.toy import ToyBackbone, make_client
 

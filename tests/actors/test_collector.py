@@ -12,11 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from actors.collector import Collector, Policy, TrainingRequest, Trajectory, attention_entropy
+from actors.collector import Collector, Policy, attention_entropy
 from actors.contracts import QUALITY_FEATURES, EpisodeRequest, Images
 from actors.engine import Engine, EngineConfig
 from actors.ledger import Target
 from actors.observations import PROGRESS_FEATURES, ObservationConfig, ObservationSizes, Observer
+from actors.trajectory import TrainingRequest, Trajectory
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.contracts import Scores
 from rewards_service.local import Answered, LocalClient

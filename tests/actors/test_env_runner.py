@@ -14,10 +14,11 @@ import torch
 
 from actors import trajectory_store
 from actors.contracts import EpisodeRequest
-from actors.env_runner import ROUNDS, DiffusionEnvRunner, Orders, RunnerSettings, iteration_requests
+from actors.env_runner import DiffusionEnvRunner
 from actors.errors import UserError
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.orders import ROUNDS, Orders, RunnerSettings, iteration_requests
 from learner.config import PromptConfig
 from learner.ppo import ppo_config
 from learner.train import training_requests

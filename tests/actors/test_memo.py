@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from actors.collector import Collector, TrainingRequest, Trajectory
+from actors.collector import Collector
 from actors.contracts import EpisodeRequest
 from actors.engine import Engine, EngineConfig, Episode
 from actors.ledger import Target
 from actors.memo import Call, Memo, Scored
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.trajectory import TrainingRequest, Trajectory
 from rewards_service.arithmetic import RewardConfig
 from tests.actors.fakes import OracleBackbone
 from tests.actors.test_collector import CONFIG, CountingClient, requests, uniform

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from actors import trajectory_store
-from actors.collector import Collector, TrainingRequest, Trajectory
+from actors.collector import Collector
 from actors.contracts import EpisodeRequest
 from actors.engine import Engine
 from actors.errors import UserError
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.trajectory import TrainingRequest, Trajectory
 from actors.trajectory_origin import ORIGIN_FILE, common_origin, read_origin
 from tests.learner.stored import SIZES, aimless, gather, store
 from tests.learner.toy import ToyBackbone, make_client, toy_config

@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actors.collector import CollectorTimes, Policy, TrainingRequest, Trajectory
+from actors.collector import CollectorTimes, Policy
 from actors.contracts import EpisodeRequest, EpisodeResult
 from actors.engine import EngineConfig
-from actors.env_runner import DiffusionEnvRunner, Orders, RunnerSettings
+from actors.env_runner import DiffusionEnvRunner
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.orders import Orders, RunnerSettings
 from actors.policy import PolicyNetwork
+from actors.trajectory import TrainingRequest, Trajectory
 from learner.algorithms import algorithm_config, give_orders
 from learner.config import RunConfig
 from learner.ppo import set_schedules

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from actors import trajectory_store
-from actors.collector import Collector, TrainingRequest, Trajectory
+from actors.collector import Collector
 from actors.contracts import EpisodeRequest
 from actors.engine import Engine
 from actors.ledger import Target
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from actors.policy import ILLEGAL_LOGIT, PolicyNetwork
 from actors.references import Reference
+from actors.trajectory import TrainingRequest, Trajectory
 from actors.trajectory_origin import Origin
 from learner.calibration import normalisation
 from learner.config import RunConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from actors.env_runner import iteration_requests
+from actors.orders import iteration_requests
 from learner.curriculum import CurriculumConfig, Focus, Phase, by_difficulty, focus
 from tune_configs.loading import compose
 

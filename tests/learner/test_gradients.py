@@ -15,7 +15,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from actors.contracts import EpisodeRequest
 from actors.engine import EngineConfig
-from actors.env_runner import RunnerSettings
+from actors.orders import RunnerSettings
 from learner.gradients import SKIPPED, SKIPPED_IN_A_ROW, check_skipped
 from learner.guards import TrainingFailure
 from learner.ppo import ppo_config

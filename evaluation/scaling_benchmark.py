@@ -42,6 +42,7 @@ from learner.config import (
     ResourcesConfig,
     RunConfig,
 )
+from learner.guard_config import WatchConfig
 from learner.train import train
 from rewards_service import service
 from rewards_service.actor import PoolSpec
@@ -248,6 +249,7 @@ def _config(
             ),
             checkpoints=CheckpointConfig(every=10**6, trajectories=False),
             registry=RegistryConfig(enabled=False),
+            watch=WatchConfig(every=0),  # its episodes are not in the ideal
         )
 
     return config

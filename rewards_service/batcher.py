@@ -61,7 +61,6 @@ class MicroBatcher:
         self._max_images = max_images
         self._on_batch = on_batch
         self._calls: deque[_Call] = deque()
-        self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scorer")
         self._worker: asyncio.Task[None] | None = None
         self.stats = BatcherStats()
@@ -71,12 +70,11 @@ class MicroBatcher:
     ) -> Scores:
         """Scores one call's images."""
         check_batch(images, prompts)
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
         wanted = None if outputs is None else tuple(outputs)
         call = _Call(images, list(prompts), wanted, asyncio.get_running_loop().create_future())
         self._calls.append(call)
-        self._arrived.set()
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
         return await call.answer
 
     def close(self) -> None:
@@ -88,11 +86,9 @@ class MicroBatcher:
         self._thread.shutdown(wait=False)
 
     async def _work(self) -> None:
-        while True:
-            await self._arrived.wait()
+        # Ends with the last call: a process that exits while idle leaves no unfinished task behind.
+        while self._calls:
             await self._answer(self._take())
-            if not self._calls:
-                self._arrived.clear()
 
     def _take(self) -> list[_Call]:
         """The oldest call, and all that can go with it while they fit."""

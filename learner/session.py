@@ -15,7 +15,6 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import ray
@@ -35,13 +34,13 @@ from shapes import weights
 
 #: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
 _OBJECT_STORE_BYTES = 512 * 2**20
-#: An env runner's settings travel within its creation: it can be made again whatever the store lost.
-_INLINE_BYTES = 2**20
 #: What a local Ray and its workers inherit: nothing is reported, libraries' deprecations are not ours.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "RAY_worker_niceness": "0",  # at Ray's 15 anything else on a small machine starves the env runners
+    # An env runner's settings travel within its creation: it can be made again whatever the store lost.
+    "RAY_max_direct_call_object_size": str(2**20),
 }
 
 
@@ -83,10 +82,7 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
         yield
         return
     local = address is None
-    options: dict[str, Any] = {}
-    if local:
-        options = {"num_cpus": num_cpus, "object_store_memory": _OBJECT_STORE_BYTES}
-        options["_system_config"] = {"max_direct_call_object_size": _INLINE_BYTES}
+    options = {"num_cpus": num_cpus, "object_store_memory": _OBJECT_STORE_BYTES} if local else {}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray.init(

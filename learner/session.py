@@ -39,8 +39,6 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTHONWARNINGS": "ignore::FutureWarning",
     "RAY_worker_niceness": "0",  # at Ray's 15 anything else on a small machine starves the env runners
-    # An env runner's settings travel within its creation: it can be made again whatever the store lost.
-    "RAY_max_direct_call_object_size": str(2**20),
 }
 
 

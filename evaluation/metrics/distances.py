@@ -1,8 +1,8 @@
 """What sets of images are measured by: Fréchet distance, Inception score, CMMD and diversity.
 
-Always true here: pure functions of features in float64, which know nothing of images or networks. A number
-that cannot be had from so few rows is a ValueError, never an approximation; nothing is regularised, so two
-equal sets are at distance 0 up to rounding.
+Always true here: pure functions of features in float64, which know nothing of images or networks. What so few
+rows cannot give is an UnmeasurableError, never an approximation; nothing is regularised, so two equal sets
+are at distance 0 up to rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 
-Floats = NDArray[np.float64]
+from evaluation.metrics.contracts import Floats, UnmeasurableError
 
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
@@ -35,7 +35,7 @@ def gaussian(features_ND: ArrayLike) -> Gaussian:
     """Moments of N >= 2 features."""
     features = np.asarray(features_ND)
     if len(features) < 2:
-        raise ValueError(f"{len(features)} images; a covariance needs at least 2")
+        raise UnmeasurableError(f"{len(features)} images; a covariance needs at least 2")
     mean_D = features.mean(0, dtype=np.float64)
     scatter_DD = np.zeros((features.shape[1], features.shape[1]))
     for chunk_BD in _chunks(features):
@@ -52,7 +52,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     diagonal and no imaginary part to drop.
     """
     if a.mean_D.shape != b.mean_D.shape:
-        raise ValueError(f"features of {a.mean_D.size} and of {b.mean_D.size} numbers have no distance")
+        raise UnmeasurableError(
+            f"no distance of features of {a.mean_D.size} and of {b.mean_D.size} numbers"
+        )
     values_D, vectors_DD = eigh(a.covariance_DD)
     root_DD = (vectors_DD * np.sqrt(np.clip(values_D, 0.0, None))) @ vectors_DD.T
     product_DD = root_DD @ b.covariance_DD @ root_DD
@@ -69,7 +71,7 @@ def inception_score(logits_NC: ArrayLike, splits: int = 10) -> tuple[float, floa
     """
     logits = np.asarray(logits_NC)
     if len(logits) < splits:
-        raise ValueError(f"{len(logits)} images in {splits} splits; a split needs at least 1")
+        raise UnmeasurableError(f"{len(logits)} images in {splits} splits; a split needs at least 1")
     scores = []
     for part in np.array_split(np.arange(len(logits)), splits):
         log_BC = _log_softmax(logits[part].astype(np.float64))
@@ -86,7 +88,7 @@ def squared_mmd(a_ND: ArrayLike, b_MD: ArrayLike, sigma: float = CMMD_SIGMA) -> 
     """
     a, b = np.asarray(a_ND), np.asarray(b_MD)
     if not len(a) or not len(b):
-        raise ValueError("an empty set of images has no distance to anything")
+        raise UnmeasurableError("an empty set of images has no distance to anything")
     return _mean_kernel(a, a, sigma) + _mean_kernel(b, b, sigma) - 2 * _mean_kernel(a, b, sigma)
 
 
@@ -110,7 +112,7 @@ def diversity(embeddings_ND: ArrayLike, groups_N: Sequence[str]) -> Floats:
     found_N = np.empty(len(embeddings))
     for group, rows in members.items():
         if len(rows) < 2:
-            raise ValueError(f"one image of {group!r}; diversity needs at least 2 of every prompt")
+            raise UnmeasurableError(f"one image of {group!r}; diversity needs at least 2 of every prompt")
         cosine_BB = embeddings[rows] @ embeddings[rows].T
         found_N[rows] = 1 - (cosine_BB.sum(1) - np.diag(cosine_BB)) / (len(rows) - 1)
     return found_N

@@ -52,9 +52,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     diagonal and no imaginary part to drop.
     """
     if a.mean_D.shape != b.mean_D.shape:
-        raise UnmeasurableError(
-            f"no distance of features of {a.mean_D.size} and of {b.mean_D.size} numbers"
-        )
+        raise UnmeasurableError(f"no distance of features of {a.mean_D.size} and of {b.mean_D.size} numbers")
     values_D, vectors_DD = eigh(a.covariance_DD)
     root_DD = (vectors_DD * np.sqrt(np.clip(values_D, 0.0, None))) @ vectors_DD.T
     product_DD = root_DD @ b.covariance_DD @ root_DD

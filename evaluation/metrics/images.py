@@ -84,12 +84,10 @@ def read_sets(path: Path) -> list[ImageSet]:
     Parquet tables need the columns prompt, seed and image, and may have method, tier, category and the costs;
     a folder of picture files is one set, called as the folder. UserError for anything else.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give Parquet tables or a folder of images")
     tables = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if path.is_file() or tables:
-        return _parquet_sets(tables, path)
-    if path.is_dir():
-        return [_folder_set(path)]
-    raise UserError(f"{path}: no such file or folder; give Parquet tables or a folder of images")
+    return _parquet_sets(tables, path) if tables else [_folder_set(path)]
 
 
 def read_encoded(record: ImageRecord) -> bytes:

@@ -1,4 +1,4 @@
-"""Measuring stored images with the embedded world's models and small random ones in the real ones' formats."""
+"""Measuring stored images, with the embedded world's models and small random ones in the real formats."""
 
 from __future__ import annotations
 

@@ -30,11 +30,11 @@ class Fault:
 
 @dataclass
 class ChatServer:
-    """What the server was asked, and how it answers: `say` of each request, after the `faults` in order."""
+    """What the server was asked, and how it answers: the `faults` in order (None is none), then `say`."""
 
     url: str
     say: Callable[[dict[str, Any]], str]
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[Fault | None] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)

@@ -25,13 +25,20 @@ from tests.evaluation.metrics.stored import write_table
 PROMPTS, SEEDS = 4, 3
 
 
-def flat(level: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return np.full((8, 8, 3), level, np.uint8)
+def flat(level: int, mark: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """A grey picture; the mark makes another picture of it that is as bright."""
+    image = np.full((8, 8, 3), level, np.uint8)
+    image[mark // 8, mark % 8] += np.array([1, 0, 255], np.uint8)
+    return image
 
 
 def rows(levels: dict[tuple[int, int], int]) -> list[dict[str, Any]]:
     return [
-        {"prompt": f"prompt {prompt}", "seed": seed, "image": flat(levels.get((prompt, seed), 100))}
+        {
+            "prompt": f"prompt {prompt}",
+            "seed": seed,
+            "image": flat(levels.get((prompt, seed), 100), SEEDS * prompt + seed),
+        }
         for prompt in range(PROMPTS)
         for seed in range(SEEDS)
     ]
@@ -123,6 +130,7 @@ def test_an_interrupted_judgement_goes_on_where_it_stopped(
 
     server.faults.clear()
     server.requests.clear()
+    server.say = brighter
     found = judged(server, pairs, tmp_path).verdicts
     assert len(server.requests) == 20 - 7
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -171,8 +179,7 @@ def test_faults_in_between_lose_no_answer(server: ChatServer, pairs: list[Pair],
         Fault(200, "{}"),
         Fault(503),
     ]
-    for index, fault in enumerate(faults * 2):
-        server.faults.insert(3 * index, fault)
+    server.faults += [each for fault in faults * 2 for each in (fault, None, None)]
     found = judged(server, pairs, tmp_path / "loud", at_once=3)
     assert [each.outcome for each in found.verdicts] == expected
     assert found.failed == 0

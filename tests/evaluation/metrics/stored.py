@@ -16,14 +16,15 @@ from shapes.captions import distinct_captions
 from shapes.render import render_scene
 
 
-def scenes(prompts: int, seeds: int, *, blurred: bool = False) -> list[dict[str, Any]]:
-    """Rows of faithful pictures, or of the same ones with half of their contrast gone."""
+def scenes(prompts: int, seeds: int, *, wrong: bool = False) -> list[dict[str, Any]]:
+    """Rows of faithful pictures, or of pictures that show the next prompt's scene, and pale."""
     rng = np.random.default_rng(0)
+    captions = [caption for caption, _ in distinct_captions(0, prompts, "test")][:prompts]
     rows = []
-    for index, (caption, _) in enumerate(distinct_captions(0, prompts, "test")):
+    for index, caption in enumerate(captions):
         for number in range(seeds):
-            image: Images = render_scene(caption, rng)
-            if blurred:
+            image: Images = render_scene(captions[(index + wrong) % prompts], rng)
+            if wrong:
                 image = (image // 2 + 64).astype(np.uint8)
             rows.append({"prompt": caption, "seed": 100 * index + number, "image": image})
     return rows

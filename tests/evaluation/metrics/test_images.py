@@ -18,7 +18,7 @@ from tests.evaluation.metrics.stored import scenes, write_table
 
 def test_a_table_gives_its_methods_images_pixel_by_pixel_with_their_costs(tmp_path: Path) -> None:
     rows = [{**row, "nfe": 7 + index, "tier": "2"} for index, row in enumerate(scenes(3, 4))]
-    path = write_table(tmp_path / "images.parquet", {"policy": rows, "ddim-50": scenes(3, 4, blurred=True)})
+    path = write_table(tmp_path / "images.parquet", {"policy": rows, "ddim-50": scenes(3, 4, wrong=True)})
     policy, ddim = read_sets(path)
     assert (policy.name, ddim.name) == ("policy", "ddim-50")
     assert [(one.prompt, one.seed, one.tier, one.nfe) for one in policy.records] == [

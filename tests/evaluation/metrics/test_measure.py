@@ -33,10 +33,10 @@ SCORED = ("clip_score", "image_reward", "aesthetic", "strict", "dino_diversity")
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six prompts with three faithful pictures each, and the same ones grown pale."""
+    """Six prompts with three faithful pictures each, and as many wrong and pale ones."""
     costs = {"nfe": 10, "network_evals": 20, "seconds": 0.5}
     sharp = [{**row, **costs} for row in scenes(6, 3)]
-    pale = [{**row, **costs, "nfe": 50} for row in scenes(6, 3, blurred=True)]
+    pale = [{**row, **costs, "nfe": 50} for row in scenes(6, 3, wrong=True)]
     return write_table(tmp_path_factory.mktemp("images") / "images.parquet", {"sharp": sharp, "pale": pale})
 
 
@@ -142,7 +142,7 @@ def test_set_metrics_are_means_over_seed_numbers(
     results = measure(sets, config, tmp_path / "out")
     fid = number(results["pale"]["fid"])
     real = np.stack([row["image"] for row in scenes(9, 1)])
-    rows = scenes(6, 3, blurred=True)
+    rows = scenes(6, 3, wrong=True)
     expected = [
         frechet_distance(
             gaussian(cheap_inception(np.stack([row["image"] for row in rows[seed::3]]), [])["inception"]),
@@ -282,8 +282,8 @@ def test_a_measurement_that_was_stopped_looks_at_no_stored_image_again(
 def test_another_image_of_the_same_prompt_and_seed_is_measured_anew(tmp_path: Path) -> None:
     config = MetricsConfig(("strict",))
     values = []
-    for blurred in (False, True):
-        path = write_table(tmp_path / f"{blurred}.parquet", {"m": scenes(4, 1, blurred=blurred)})
+    for wrong in (False, True):
+        path = write_table(tmp_path / f"{wrong}.parquet", {"m": scenes(4, 1, wrong=wrong)})
         values.append(number(measure(read_sets(path), config, tmp_path / "out")["m"]["strict"]).value)
     assert values[0] > values[1]
 

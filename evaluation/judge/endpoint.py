@@ -14,7 +14,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -70,14 +70,13 @@ class ChatEndpoint:
         attempts: int = ATTEMPTS,
         deadline_s: float = DEADLINE_S,
         first_pause_s: float = 1.0,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.judge = judge
         self._key = _key(judge)
         self._attempts = attempts
         self._deadline_s = deadline_s
         self._first_pause_s = first_pause_s
-        self._sleep = sleep
+        self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._not_before = 0.0
         self._random = random.Random(0)
@@ -91,6 +90,10 @@ class ChatEndpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.close()
+
+    def stop(self) -> None:
+        """Whoever waits for another attempt gives up, in any thread."""
+        self._stopped.set()
 
     def ask(self, request: Mapping[str, Any]) -> Reply:
         """The reply to a chat completion request.
@@ -155,7 +158,7 @@ class ChatEndpoint:
                 left = self._not_before - time.monotonic()
             if left <= 0:
                 return
-            self._sleep(left)
+            self._rest(left)
 
     def _pause(self, wait_s: float | None, attempt: int) -> None:
         """Everybody waits as long as a server asks for; else who has failed pauses, longer every time."""
@@ -165,7 +168,11 @@ class ChatEndpoint:
             return
         with self._lock:
             share = self._random.uniform(0.5, 1.0)
-        self._sleep(share * min(60.0, self._first_pause_s * 2 ** (attempt - 1)))
+        self._rest(share * min(60.0, self._first_pause_s * 2 ** (attempt - 1)))
+
+    def _rest(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise EndpointError("stopped while it waited")
 
     def _safe(self, text: str, length: int | None = _SHOWN) -> str:
         """One line without the key."""

@@ -114,6 +114,7 @@ def judge_pairs(
                     progress(done - asking.failed, asking.failed, len(waiting))
         except BaseException:
             asking.stopped = True
+            endpoint.stop()
             executor.shutdown(cancel_futures=True)
             raise
     verdicts = [

@@ -24,8 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from actors.contracts import Images
 from actors.errors import UserError
 
-IMAGE_COLUMN = "image"
-"""The column of Parquet tables that holds a picture's file, as PNG or JPEG."""
+IMAGE_COLUMN = "png"
+"""The column of Parquet tables that holds a picture's file: as the evaluation stores them, PNG; JPEG too."""
 COSTS = ("nfe", "network_evals", "seconds")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LIST_FILE = "metadata.jsonl"
@@ -81,8 +81,9 @@ class ImageSet:
 def read_sets(path: Path) -> list[ImageSet]:
     """The sets in a folder of images or Parquet files, or in one Parquet file, by the method's name.
 
-    Parquet tables need the columns prompt, seed and image, and may have method, tier, category and the costs;
-    a folder of picture files is one set, called as the folder. UserError for anything else.
+    Parquet tables need the columns prompt, seed and png, and may have method, tier, category and the costs;
+    where parts overlap, an image that is there twice counts once. A folder of picture files is one set,
+    called as the folder. UserError for anything else.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give Parquet tables or a folder of images")
@@ -112,7 +113,7 @@ def decode(encoded: bytes, record: ImageRecord) -> Images:
 
 
 def encode(image: Images) -> bytes:
-    """A uint8 image [H, W, 3] as PNG, for the column `image`."""
+    """A uint8 image [H, W, 3] as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
@@ -138,13 +139,19 @@ def by_seed_number(records: Sequence[ImageRecord]) -> list[list[int]]:
 
 
 def _parquet_sets(paths: Sequence[Path], given: Path) -> list[ImageSet]:
-    found: dict[str, list[ImageRecord]] = {}
+    found: dict[str, dict[tuple[str, int], ImageRecord]] = {}
     for path in paths:
         for method, record in _parquet_records(path):
-            found.setdefault(method or given.stem, []).append(record)
+            name, key = method or given.stem, (record.prompt, record.seed)
+            known = found.setdefault(name, {}).setdefault(key, record)
+            if known is not record and read_encoded(known) != read_encoded(record):
+                raise UserError(
+                    f"{path}: another image of {name!r} for {record.prompt!r}, seed {record.seed}, than in"
+                    f" {known.path}"
+                )
     if not found:
         raise UserError(f"{given}: no images in it")
-    return [ImageSet(name, tuple(records)) for name, records in found.items()]
+    return [ImageSet(name, tuple(records.values())) for name, records in found.items()]
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[str | None, ImageRecord]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 
@@ -78,6 +79,17 @@ def test_retry_after_is_waited_for(server: ChatServer, endpoint: ChatEndpoint, a
     endpoint.ask(REQUEST)
     first, second = server.times
     assert second - first >= (int(until) - until + 2 - 0.05 if as_date else 0.4)
+
+
+def test_nobody_waits_for_a_server_once_the_judgement_has_ended(
+    server: ChatServer, endpoint: ChatEndpoint
+) -> None:
+    server.faults.append(Fault(429, "rate limit", {"Retry-After": "200"}))
+    ending = threading.Timer(0.2, endpoint.stop)
+    ending.start()
+    with pytest.raises(EndpointError, match="stopped while it waited"):
+        endpoint.ask(REQUEST)
+    ending.join()
 
 
 def test_a_server_that_asks_for_an_hour_is_out_of_quota(server: ChatServer, endpoint: ChatEndpoint) -> None:

@@ -32,11 +32,11 @@ def scenes(prompts: int, seeds: int, *, wrong: bool = False) -> list[dict[str, A
 
 def write_table(path: Path, methods: Mapping[str, list[dict[str, Any]]]) -> Path:
     """One Parquet table with the images of all methods."""
-    rows = [
-        {"method": name, **row, "image": encode(row["image"])}
-        for name, made in methods.items()
-        for row in made
-    ]
+    rows = []
+    for name, made in methods.items():
+        for row in made:
+            others = {key: value for key, value in row.items() if key != "image"}
+            rows.append({"method": name, **others, "png": encode(row["image"])})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
     return path

@@ -38,6 +38,17 @@ def test_tables_of_a_folder_are_read_together(tmp_path: Path) -> None:
     assert [record.prompt for record in found.records] == [row["prompt"] for row in rows]
 
 
+def test_parts_that_overlap_are_one_set_as_long_as_they_agree(tmp_path: Path) -> None:
+    rows = scenes(4, 1)
+    write_table(tmp_path / "parts" / "a.parquet", {"policy": rows[:3]})
+    write_table(tmp_path / "parts" / "b.parquet", {"policy": rows[2:]})
+    (found,) = read_sets(tmp_path / "parts")
+    assert [record.prompt for record in found.records] == [row["prompt"] for row in rows]
+    write_table(tmp_path / "parts" / "c.parquet", {"policy": scenes(4, 1, wrong=True)[:1]})
+    with pytest.raises(UserError, match=r"c.parquet: another image of 'policy'"):
+        read_sets(tmp_path / "parts")
+
+
 def test_a_folder_of_pictures_is_a_set_with_or_without_a_list(tmp_path: Path) -> None:
     folder = tmp_path / "real"
     folder.mkdir()
@@ -58,12 +69,12 @@ def test_a_folder_of_pictures_is_a_set_with_or_without_a_list(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"prompt": ["a"], "seed": [1]}, "no column 'image'; needed: prompt, seed, image"),
+        ({"prompt": ["a"], "seed": [1]}, "no column 'png'; needed: prompt, seed, png"),
         (
-            {"prompt": ["a", "a"], "seed": [1, 1], "image": [b"x", b"y"]},
-            "two images of 'table' for 'a', seed 1",
+            {"prompt": ["a", "a"], "seed": [1, 1], "png": [b"x", b"y"]},
+            "another image of 'table' for 'a', seed 1",
         ),
-        ({"prompt": [], "seed": [], "image": []}, "no images in it"),
+        ({"prompt": [], "seed": [], "png": []}, "no images in it"),
     ],
 )
 def test_tables_that_are_none_are_named(
@@ -78,7 +89,7 @@ def test_damage_is_named_with_the_image_it_is_in(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(UserError, match=r"torn.parquet: not a readable table"):
         read_sets(tmp_path / "torn.parquet")
-    table = {"prompt": ["a cat"], "seed": [1], "image": [encode(scenes(1, 1)[0]["image"])[:40]]}
+    table = {"prompt": ["a cat"], "seed": [1], "png": [encode(scenes(1, 1)[0]["image"])[:40]]}
     pq.write_table(pa.table(table), tmp_path / "half.parquet")
     (half,) = read_sets(tmp_path / "half.parquet")
     with pytest.raises(UserError, match=r"'a cat', seed 1\): not a readable picture"):

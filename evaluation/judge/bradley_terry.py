@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import norm
 
 from evaluation.metrics.contracts import UnmeasurableError
 from evaluation.statistics import Estimate, Floats
+
+Ints = NDArray[np.int64]
 
 ELO = 400 / math.log(10)
 """Points of Elo's scale a unit of strength."""
@@ -75,8 +78,8 @@ def bradley_terry(comparisons: Sequence[Comparison], interval: Interval = "promp
     if len(methods) < 2:
         raise UnmeasurableError("no two methods were compared")
     place = {name: index for index, name in enumerate(methods)}
-    first_N = np.array([place[each.first] for each in comparisons])
-    second_N = np.array([place[each.second] for each in comparisons])
+    first_N: Ints = np.array([place[each.first] for each in comparisons], dtype=np.int64)
+    second_N: Ints = np.array([place[each.second] for each in comparisons], dtype=np.int64)
     score_N = np.array([each.score for each in comparisons], dtype=np.float64)
     assert (first_N != second_N).all(), "a method was compared with itself"
     assert ((score_N >= 0) & (score_N <= 1)).all()
@@ -85,14 +88,14 @@ def bradley_terry(comparisons: Sequence[Comparison], interval: Interval = "promp
     values_K = np.zeros(len(methods))
     for _ in range(_STEPS):
         gradient_K, information_KK = _likelihood(values_K, first_N, second_N, score_N)
-        step_K = np.linalg.pinv(information_KK, hermitian=True) @ gradient_K
+        step_K = _inverse(information_KK) @ gradient_K
         values_K = values_K + step_K * min(1.0, 2.0 / max(float(np.abs(step_K).max()), 1e-300))
         if np.abs(step_K).max() < 1e-10:
             break
     else:
         raise AssertionError("Newton's method did not converge")
     values_K -= values_K.mean()
-    inverse_KK = np.linalg.pinv(_likelihood(values_K, first_N, second_N, score_N)[1], hermitian=True)
+    inverse_KK = _inverse(_likelihood(values_K, first_N, second_N, score_N)[1])
     if interval == "fisher":
         return Strengths(methods, values_K, inverse_KK)
     prompts = list(dict.fromkeys(each.prompt for each in comparisons))
@@ -108,15 +111,20 @@ def bradley_terry(comparisons: Sequence[Comparison], interval: Interval = "promp
     return Strengths(methods, values_K, inverse_KK @ meat_KK @ inverse_KK)
 
 
-def _chance(values_K: Floats, first_N: np.ndarray, second_N: np.ndarray) -> Floats:  # type: ignore[type-arg]
+def _inverse(information_KK: Floats) -> Floats:
+    """Of the information about differences; the sum of all strengths is not identified."""
+    return np.asarray(np.linalg.pinv(information_KK, hermitian=True), dtype=np.float64)
+
+
+def _chance(values_K: Floats, first_N: Ints, second_N: Ints) -> Floats:
     chance_N: Floats = 1 / (1 + np.exp(values_K[second_N] - values_K[first_N]))
     return chance_N
 
 
 def _likelihood(
     values_K: Floats,
-    first_N: np.ndarray,  # type: ignore[type-arg]
-    second_N: np.ndarray,  # type: ignore[type-arg]
+    first_N: Ints,
+    second_N: Ints,
     score_N: Floats,
 ) -> tuple[Floats, Floats]:
     """Gradient [K] and Fisher information [K, K] of the log likelihood."""
@@ -137,8 +145,8 @@ def _likelihood(
 
 
 def _check_exists(
-    first_N: np.ndarray,  # type: ignore[type-arg]
-    second_N: np.ndarray,  # type: ignore[type-arg]
+    first_N: Ints,
+    second_N: Ints,
     score_N: Floats,
     methods: Sequence[str],
 ) -> None:

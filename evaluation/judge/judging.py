@@ -152,11 +152,13 @@ class _Asking:
         if (known := self._answers.get(key)) is not None:
             return known.choice
         if self.stopped:
-            return self._fail(self.last_error or "stopped")
+            self._fail(self.last_error or "stopped")
+            return None
         try:
             answer = self._ask(question, key)
         except EndpointError as error:
-            return self._fail(str(error))
+            self._fail(str(error))
+            return None
         self._answers.add(answer)
         with self._lock:
             self._in_a_row = 0

@@ -28,6 +28,8 @@ _SYSTEM = (
 )
 MAX_TOKENS = 300
 _ANSWER_TOKENS = 50
+_LONGEST_ANSWER = 10_000
+"""Characters that are read of an answer."""
 _CHOICES: dict[str, Choice] = {"1": "first", "2": "second", "tie": "tie"}
 _CHARACTERS_A_TOKEN = 4
 
@@ -101,6 +103,7 @@ class Cost:
 
 def read_answer(text: str) -> Answer | None:
     """The first JSON object with a winner in a judge's words; None if there is no such thing."""
+    text = text[:_LONGEST_ANSWER]
     for found in re.finditer(r"\{", text):
         try:
             values, _ = json.JSONDecoder().raw_decode(text, found.start())

@@ -7,7 +7,7 @@ judged is told with what was not.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -30,18 +30,14 @@ def summarise(judged: Mapping[str, Judged], resamples: int = 10_000, seed: int =
         "judges": {
             name: {
                 "pairs": [_tally(verdicts, resamples, seed) for verdicts in _by_methods(each.verdicts)],
-                "strengths": _or_missing(lambda each=each: _strengths(each.verdicts)),  # type: ignore[misc]
+                "strengths": _strengths(each.verdicts),
                 "failed_questions": each.failed,
                 "last_error": each.last_error,
             }
             for name, each in judged.items()
         },
         "kappa": {
-            f"{one} and {other}": _or_missing(
-                lambda one=one, other=other: _numbers(  # type: ignore[misc]
-                    agreement(*shared_outcomes(judged[one].verdicts, judged[other].verdicts), resamples, seed)
-                )
-            )
+            f"{one} and {other}": _kappa(judged[one].verdicts, judged[other].verdicts, resamples, seed)
             for one, other in combinations(judged, 2)
         },
     }
@@ -68,22 +64,24 @@ def _tally(verdicts: Sequence[Verdict], resamples: int, seed: int) -> dict[str, 
 
 
 def _strengths(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    fitted = bradley_terry(
-        [
-            Comparison(each.first, each.second, each.score, each.prompt)
-            for each in verdicts
-            if each.outcome is not None
-        ]
-    )
+    compared = [
+        Comparison(each.first, each.second, each.score, each.prompt)
+        for each in verdicts
+        if each.outcome is not None
+    ]
+    try:
+        fitted = bradley_terry(compared)
+    except UnmeasurableError as error:
+        return {"missing": str(error)}
     return {method: _numbers(fitted.of(method), ELO) for method in fitted.methods}
+
+
+def _kappa(one: Sequence[Verdict], other: Sequence[Verdict], resamples: int, seed: int) -> dict[str, Any]:
+    try:
+        return _numbers(agreement(*shared_outcomes(one, other), resamples, seed))
+    except UnmeasurableError as error:
+        return {"missing": str(error)}
 
 
 def _numbers(found: Estimate, scale: float = 1.0) -> dict[str, Any]:
     return {"estimate": scale * found.value, "ci95": [scale * end for end in found.ci95], "p": found.p}
-
-
-def _or_missing(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return make()
-    except UnmeasurableError as error:
-        return {"missing": str(error)}

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from actors.errors import UserError
+from evaluation.judge.agreement import cohens_kappa
 from evaluation.judge.answers import AnswerFile
 from evaluation.judge.config import PRESETS, JudgeConfig
 from evaluation.judge.endpoint import ChatEndpoint
 from evaluation.judge.judging import Judged, Pair, draw_pairs, estimate_cost, judge_pairs
 from evaluation.judge.question import Question, cost_of, image_tokens, question_tokens, read_answer
+from evaluation.judge.summary import summarise
 from evaluation.judge.verdicts import Verdict, shared_outcomes, tally
 from evaluation.metrics.contracts import UnmeasurableError
 from evaluation.metrics.images import ImageSet, encode, read_sets
@@ -303,6 +305,22 @@ def test_a_win_needs_both_orders() -> None:
     assert outcomes.pop(("second", "first")) == "second"
     for orders, outcome in outcomes.items():
         assert outcome == (None if None in orders else "tie")
+
+
+def test_a_summary_has_every_number_or_the_reason_why_not() -> None:
+    one = [verdict(seed, "first" if seed % 3 else "second") for seed in range(30)]
+    other = [verdict(seed, "first" if seed % 2 else "tie") for seed in range(20)]
+    found = summarise({"one": Judged(one, 0, None), "other": Judged(other, 4, "broken")}, resamples=500)
+    assert found["judges"]["one"]["pairs"][0]["wins"] == 20
+    gap = [found["judges"]["one"]["strengths"][name]["estimate"] for name in ("a", "b")]
+    assert gap[0] - gap[1] == pytest.approx(400 * np.log10(2))
+    assert found["judges"]["other"]["failed_questions"] == 4
+    expected = cohens_kappa(*[[each.outcome or "" for each in judge[:20]] for judge in (one, other)])
+    assert found["kappa"]["one and other"]["estimate"] == pytest.approx(expected)
+    alone = summarise({"one": Judged([verdict(1, "first")], 0, None), "two": Judged(one[:1], 0, None)})
+    assert "would be infinite" in alone["judges"]["one"]["strengths"]["missing"]
+    assert alone["judges"]["one"]["pairs"][0]["win_rate"] is None
+    assert alone["kappa"] == {"one and two": {"missing": "no pair that both judges judged"}}
 
 
 def test_two_judges_are_compared_where_both_have_judged() -> None:

@@ -8,6 +8,7 @@ in which it does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from evaluation.front import Point, cost_to_reach, upper_envelope
 from evaluation.rows import MethodTable
-from evaluation.statistics import Resampling
+from evaluation.statistics import Floats, Resampling
 
 TARGET = "ddim-50"
 
@@ -51,8 +52,10 @@ def quality_adjusted(
     for table in family:
         columns += [table.by_prompt(axis), table.by_prompt("quality")]
     replicates_RK = resampling.means(np.stack(columns, axis=1))
-    found_R = np.array([_reached(row_K) for row_K in replicates_RK])
-    low, high = np.quantile(found_R, (0.025, 0.975), method="nearest")
+    found_R = np.sort([_reached(row_K) for row_K in replicates_RK])
+    last = len(found_R) - 1
+    # Between a number and infinity nothing is interpolated.
+    low, high = found_R[math.floor(0.025 * last)], found_R[math.ceil(0.975 * last)]
     return QualityAdjusted(
         value,
         float(low) if np.isfinite(low) else None,
@@ -77,7 +80,7 @@ def families(tables: Mapping[str, MethodTable]) -> dict[str, list[MethodTable]]:
     return found
 
 
-def _reached(row_K: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+def _reached(row_K: Floats) -> float:
     points = [Point("", cost, quality) for cost, quality in zip(row_K[1::2], row_K[2::2], strict=True)]
     cost = cost_to_reach(upper_envelope(points), float(row_K[0]))
     return np.inf if cost is None else cost

@@ -128,6 +128,73 @@ def generate(
 
 
 @app.command()
+def metrics(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES... [OVERRIDES]...",
+            help="Parquet tables or folders of images, and options such as evaluation.metrics.reference=coco",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where features and numbers go.")] = Path(
+        "metrics"
+    ),
+) -> None:
+    """Measure stored images: scores, FID, CMMD, diversity, costs; each measured, or missing with a reason."""
+    from cluster.metrics_command import measure_images
+
+    measure_images(arguments, out=out)
+
+
+@app.command()
+def judge(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES...", help="Parquet tables or folders of images.")
+    ],
+    judges: Annotated[
+        list[str] | None, typer.Option("--judge", metavar="NAME", help="gpt-4o or gemini; may be repeated.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Any endpoint that speaks OpenAI's chat protocol.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A model there, or instead of the preset's.")
+    ] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The environment variable that holds the API key.")
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, metavar="N", help="Images a pair of methods; else all in common."),
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=whole_number, metavar="N", help="Which images are drawn.")] = 0,
+    at_once: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Questions under way at the same time.")
+    ] = 4,
+    max_usd: Annotated[
+        float, typer.Option(metavar="USD", help="Start nothing that is estimated to cost more.")
+    ] = 10.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimate and stop.")] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where answers and judge.json go.")] = Path(
+        "judge"
+    ),
+) -> int:
+    """Let a vision-language model judge methods' images in pairs, in both orders."""
+    from cluster import judge_command
+
+    return judge_command.judge_images(
+        images,
+        judge_command.judges_of(judges or [], base_url, model, key_variable),
+        pairs=pairs,
+        seed=seed,
+        at_once=at_once,
+        max_usd=max_usd,
+        dry_run=dry_run,
+        out=out,
+    )
+
+
+@app.command()
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An evaluated run.")], runs_dir: RunsDir = RUNS
 ) -> None:

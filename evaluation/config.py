@@ -6,12 +6,13 @@ made, so that a mistake is one clear line before anything runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actors.backbones.config import Dtype
 from actors.errors import UserError
 from actors.prompts import EVALUATION_OPTIONS, Columns, Prompt, PromptOptions, load_prompts
 from evaluation.baselines import DEFAULT_BASELINES, parse_baseline
+from evaluation.metrics.config import MetricsConfig
 from rewards_service.scorers_config import ScorersConfig
 
 
@@ -49,6 +50,8 @@ class EvaluationConfig:
     """Of the backbone's weights."""
     scorers: ScorersConfig | str | None = None
     """The reward models, as `backbone.scorers` names them."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    """Of `addiffusion metrics`."""
     strips: int = 6
     """Images whose decisions the report shows."""
 

@@ -153,8 +153,8 @@ def _at_own_cost(
     )
     quality = policy.mean("quality")
     leads = {
-        within.name: estimate(quality - within.quality, quality_R - within_R),
-        mixture: estimate(quality - front, quality_R - front_R),
+        within.name: estimate(quality - within.quality, quality_R - within_R, prompts=resampling.num_prompts),
+        mixture: estimate(quality - front, quality_R - front_R, prompts=resampling.num_prompts),
     }
     return [{"axis": axis, "against": name, **_numbers(lead)} for name, lead in leads.items()]
 

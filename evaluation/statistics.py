@@ -4,6 +4,9 @@ Always true here: the unit that is resampled is the *prompt*, with all its seeds
 prompt are not independent. Rows of every array are prompts in one fixed order, and the same seed draws the
 same resamples whatever is computed on them, so any two results are paired. Prompts are drawn within their
 stratum (tier), because the number of prompts a tier was fixed by design. Nothing here knows about methods.
+
+Percentile intervals of few prompts are too narrow (at 20, 93.1% of them held the truth where 95% should), so
+they are expanded as t intervals are wider than normal ones (Hesterberg, 2015, arXiv 1411.5279, section 5.4).
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +71,19 @@ class Resampling:
     def mean(self, values_P: ArrayLike) -> Estimate:
         """The mean of one column; for a paired difference, pass the differences."""
         values = np.asarray(values_P, dtype=np.float64)
-        return estimate(float(values.mean()), self.means(values[:, None])[:, 0])
+        return estimate(float(values.mean()), self.means(values[:, None])[:, 0], prompts=self.num_prompts)
+
+    def non_inferiority(self, differences_P: ArrayLike, margin: float) -> NonInferiority:
+        """Whether paired differences (ours - theirs), one a prompt, stay above -margin.
+
+        p is the share of resampled means at or below -margin, itself counted as one; margin is at least 0.
+        """
+        assert margin >= 0
+        values = np.asarray(differences_P, dtype=np.float64)
+        replicates_R = self.means(values[:, None])[:, 0]
+        p = _one_sided((replicates_R <= -margin).sum(), len(replicates_R), self.num_prompts)
+        difference = estimate(float(values.mean()), replicates_R, prompts=self.num_prompts)
+        return NonInferiority(difference, margin, p)
 
     def spearman(self, x_P: ArrayLike, y_P: ArrayLike) -> Estimate:
         """Rank correlation; 0 (and p = 1) if one side is constant, because then nothing follows anything."""
@@ -74,7 +91,8 @@ class Resampling:
         assert np.isfinite(x).all()
         assert np.isfinite(y).all()
         replicates = [_weighted_spearman(x, y, counts_RP) for counts_RP in self.counts()]
-        return estimate(float(_weighted_spearman(x, y, np.ones((1, len(x))))[0]), np.concatenate(replicates))
+        value = float(_weighted_spearman(x, y, np.ones((1, len(x))))[0])
+        return estimate(value, np.concatenate(replicates), prompts=self.num_prompts)
 
 
 @lru_cache(maxsize=6)
@@ -93,18 +111,37 @@ def _draw(resampling: Resampling, start: int, rows: int) -> Floats:
     return counts_RP
 
 
-def estimate(value: float, replicates_R: Floats, null: float = 0.0) -> Estimate:
+def estimate(
+    value: float, replicates_R: Floats, null: float = 0.0, *, prompts: int | None = None
+) -> Estimate:
     """Percentile interval and two-sided bootstrap p (Efron and Tibshirani, 1993, chapters 13 and 15).
 
     p is twice the smaller share of resamples on either side of `null`, itself counted as one resample
     (Davison and Hinkley, 1997), so it is never zero; p < .05 and "the interval excludes null" agree.
+    prompts: how many were resampled; interval and p are expanded for it, and not where it is None.
     """
     assert np.isfinite(value)
     assert np.isfinite(replicates_R).all()
-    low, high = np.quantile(replicates_R, (0.025, 0.975))
-    tail = min(int((replicates_R <= null).sum()), int((replicates_R >= null).sum()))
-    p = min(1.0, 2 * (tail + 1) / (len(replicates_R) + 1))
+    tail = 0.025
+    if prompts is not None:
+        tail = float(norm.cdf(student.ppf(tail, prompts - 1) * _expansion(prompts)))
+    low, high = np.quantile(replicates_R, (tail, 1 - tail))
+    smaller = min((replicates_R <= null).sum(), (replicates_R >= null).sum())
+    p = min(1.0, 2 * _one_sided(smaller, len(replicates_R), prompts))
     return Estimate(float(value), float(low), float(high), p)
+
+
+def _one_sided(count: int, resamples: int, prompts: int | None) -> float:
+    """The chance of so few resamples beyond a value; as t where prompts are few."""
+    share = (int(count) + 1) / (resamples + 1)
+    if prompts is None or share >= 1.0:
+        return share
+    return float(student.cdf(norm.ppf(share) / _expansion(prompts), prompts - 1))
+
+
+def _expansion(prompts: int) -> float:
+    """How much narrower than s / sqrt(n) the resampled means are, because resampling divides by n."""
+    return float(np.sqrt(prompts / (prompts - 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -121,6 +158,23 @@ def non_inferior(difference: Estimate, margin: float) -> bool:
     """True if the lower bound of (ours - theirs) is at least -margin."""
     assert margin >= 0
     return difference.low >= -margin
+
+
+@dataclass(frozen=True, slots=True)
+class NonInferiority:
+    """A difference (ours - theirs), the margin stated for it, and the one-sided p of its being below -margin.
+
+    Tested at 2.5%, the error that the lower end of a two-sided 95% interval allows (ICH E9, 1998, 5.5).
+    """
+
+    difference: Estimate
+    margin: float
+    p: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether ours is shown to be worse by no more than the margin."""
+        return non_inferior(self.difference, self.margin)
 
 
 def _weighted_spearman(x_P: Floats, y_P: Floats, counts_RP: Floats) -> Floats:

@@ -1,0 +1,131 @@
+"""`addiffusion judge`: a vision-language model says which method's images are better.
+
+Always true here: what it will cost is printed before the first question, and more than --max-usd is not
+started. Answers are kept, so that the same command goes on after an interruption and pays for nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.errors import UserError
+from evaluation.judge.config import PRESETS, JudgeConfig
+from tune_configs.conversion import nearest
+
+ANSWERS_FILE = "answers.jsonl"
+
+
+def judges_of(
+    presets: Sequence[str], base_url: str | None, model: str | None, key_variable: str | None
+) -> list[JudgeConfig]:
+    """The judges that the options name; a model may be another one at a single preset's address."""
+    for name in presets:
+        if name not in PRESETS:
+            raise UserError(f"--judge={name}: give one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+    if base_url is not None:
+        if presets:
+            raise UserError("--base-url and --judge: give one of them")
+        if model is None:
+            raise UserError("--model: give the name of a model at --base-url")
+        return [JudgeConfig(model, base_url, key_variable)]
+    judges = [PRESETS[name] for name in presets]
+    if not judges:
+        raise UserError(f"--judge: give one of {', '.join(PRESETS)}, or --base-url and --model")
+    if model is not None:
+        if len(judges) > 1:
+            raise UserError("--model: give it with one --judge")
+        # Another model has another price.
+        judges = [replace(judges[0], model=model, input_usd=None, output_usd=None)]
+    return [replace(judge, key_variable=key_variable or judge.key_variable) for judge in judges]
+
+
+def judge_images(
+    images: Sequence[Path],
+    judges: Sequence[JudgeConfig],
+    *,
+    pairs: int | None,
+    seed: int,
+    at_once: int,
+    max_usd: float,
+    dry_run: bool,
+    out: Path,
+) -> int:
+    """Judge, print the tallies, write judge.json. 1 if questions were left without an answer."""
+    from evaluation.judge.answers import AnswerFile
+    from evaluation.judge.endpoint import ChatEndpoint
+    from evaluation.judge.judging import draw_pairs, estimate_cost, judge_pairs
+    from evaluation.judge.summary import summarise, write_summary
+    from evaluation.metrics.images import read_sets
+    from evaluation.progress import progress_bar
+
+    for name, value in (("--pairs", pairs), ("--at-once", at_once)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}: give a whole number of at least 1")
+    drawn = draw_pairs([each for path in images for each in read_sets(path)], pairs, seed)
+    with ExitStack() as stack:
+        answers = stack.enter_context(AnswerFile(out / ANSWERS_FILE))
+        endpoints = [] if dry_run else [stack.enter_context(ChatEndpoint(judge)) for judge in judges]
+        costs = [estimate_cost(drawn, judge, answers) for judge in judges]
+        for judge, cost in zip(judges, costs, strict=True):
+            typer.echo(f"{judge.model}: {cost}")
+        known = sum(cost.usd for cost in costs if cost.usd is not None)
+        if dry_run:
+            return 0
+        if known > max_usd:
+            raise UserError(
+                f"--max-usd={max_usd:g}: it would be about ${known:.2f}; raise it, or give fewer --pairs"
+            )
+        judged = {}
+        for endpoint in endpoints:
+            with progress_bar() as show:
+                judged[endpoint.judge.model] = judge_pairs(
+                    drawn,
+                    endpoint,
+                    answers,
+                    at_once=at_once,
+                    progress=lambda done, failed, total: show(f"{failed} failed", done + failed, total),
+                )
+    summary = summarise(judged)
+    _print(summary)
+    typer.echo(f"summary: {write_summary(out, summary)}")
+    return 1 if any(each.failed for each in judged.values()) else 0
+
+
+def _print(summary: Mapping[str, Any]) -> None:
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for header in ("judge", "first", "second", "wins", "ties", "losses", "unjudged", "win rate", "swayed"):
+        table.add_column(header)
+    for name, said in summary["judges"].items():
+        for pair in said["pairs"]:
+            rate = pair["win_rate"]
+            low, high = rate["ci95"] if rate else (None, None)
+            table.add_row(
+                name,
+                pair["first"],
+                pair["second"],
+                *(str(pair[key]) for key in ("wins", "ties", "losses", "unjudged")),
+                f"{rate['estimate']:.3f} ({low:.3f} to {high:.3f})" if rate else "",
+                "" if pair["swayed"] is None else f"{pair['swayed']:.0%}",
+            )
+    Console(width=200, soft_wrap=True).print(table)
+    for name, said in summary["judges"].items():
+        if said["failed_questions"]:
+            typer.echo(
+                f"{name}: {said['failed_questions']} questions without an answer, the last one:"
+                f" {said['last_error']}; the same command asks them again",
+                err=True,
+            )
+    for names, kappa in summary["kappa"].items():
+        if "missing" in kappa:
+            typer.echo(f"kappa of {names}: missing: {kappa['missing']}")
+        else:
+            low, high = kappa["ci95"]
+            typer.echo(f"kappa of {names}: {kappa['estimate']:.2f} ({low:.2f} to {high:.2f})")

@@ -1,0 +1,69 @@
+"""`addiffusion metrics`: every metric of stored images, measured or missing with its reason.
+
+Always true here: a method's column is as long as any other's; what is missing is printed as missing, and the
+reasons below the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.errors import UserError
+from evaluation.metrics.contracts import Measured, Measurement, Missing
+from tune_configs.loading import compose
+
+
+def measure_images(arguments: Sequence[str], *, out: Path) -> None:
+    """Measure the images that the arguments without "=" name, with the others as overrides."""
+    from evaluation.metrics.definitions import METRICS
+    from evaluation.metrics.images import read_sets
+    from evaluation.metrics.measure import RESULTS_FILE, Resamples, measure
+    from evaluation.progress import progress_bar
+
+    overrides = [text for text in arguments if "=" in text or text.startswith("@")]
+    paths = [Path(text) for text in arguments if text not in overrides]
+    if not paths:
+        raise UserError("IMAGES: give Parquet tables or folders of images")
+    config = compose(overrides).evaluation
+    sets = [each for path in paths for each in read_sets(path)]
+    with progress_bar() as progress:
+        results = measure(
+            sets,
+            config.metrics,
+            out,
+            scorers=config.scorers,
+            device=config.device,
+            intervals=Resamples(config.resamples, config.seed),
+            progress=progress,
+        )
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for header in ("metric", *results):
+        table.add_column(header)
+    for name in config.metrics.names:
+        arrow = "↑" if METRICS[name].better == "higher" else "↓"
+        table.add_row(
+            f"{METRICS[name].label} {arrow}", *(_cell(measured[name]) for measured in results.values())
+        )
+    Console(width=200, soft_wrap=True).print(table)
+    reasons: dict[str, list[str]] = {}
+    for measured in results.values():
+        for found in measured.values():
+            if isinstance(found, Missing) and found.metric not in reasons.setdefault(found.reason, []):
+                reasons[found.reason].append(found.metric)
+    for reason, metrics in reasons.items():
+        if metrics:
+            typer.echo(f"missing {', '.join(metrics)}: {reason}")
+    typer.echo(f"numbers: {out / RESULTS_FILE}")
+
+
+def _cell(found: Measurement) -> str:
+    if not isinstance(found, Measured):
+        return "missing"
+    if found.ci95 is None:
+        return f"{found.value:.4g}"
+    return f"{found.value:.4g} ({found.ci95[0]:.4g} to {found.ci95[1]:.4g})"

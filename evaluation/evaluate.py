@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from actors.backbones.config import BackboneConfig
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
@@ -123,12 +125,14 @@ def evaluate(
             "evaluation": asdict(config),
             "engine": asdict(policy.engine),
             "observation": asdict(policy.trained.observation),
+            "peak_gpu_gib": None,
         },
         "model_version": model_version if model_version is not None else policy.trained.model_version,
     }
     write_rows(run_dir / IMAGES_FILE, [row for found in rows.values() for row in found])
     comparable = {name: found for name, found in rows.items() if name not in {policy.name, *bounds}}
     _record_traces(bench, policy, rows[policy.name], comparable, config, run_dir)
+    summary["config"]["peak_gpu_gib"] = _peak_gpu_gib(config)
     summary["seconds_total"] = time.perf_counter() - start
     assert set(summary) == set(SUMMARY_KEYS)
     with written_aside(run_dir / SUMMARY_FILE) as aside:
@@ -230,6 +234,13 @@ def _record_traces(
     write_traces(run_dir / TRACES_FILE, traced.traces)
     place = {row.key: index for index, row in enumerate(traced.made.rows)}
     write_strips(run_dir / STRIPS_FILE, [strip(one, traced, place[one.row.key]) for one in shown])
+
+
+def _peak_gpu_gib(config: EvaluationConfig) -> float | None:
+    """Most GPU memory that this process held, backbone and scorers together; None without a GPU."""
+    if not config.device.startswith("cuda"):
+        return None
+    return float(torch.cuda.max_memory_allocated(config.device)) / 2**30
 
 
 def noise_seed(seed: int, prompt: str, number: int) -> int:

@@ -81,7 +81,7 @@ def test_summary_has_the_promised_keys_and_true_numbers(tmp_path: Path, recipe: 
         assert method["seconds"] > 0
     for hypothesis in summary["hypotheses"].values():
         assert {"estimate", "ci95", "passed", "statement"} <= set(hypothesis)
-    assert set(summary["hypotheses"]) == {"H1", "H2", "H3"}
+    assert set(summary["hypotheses"]) == {"H1", "H2", "H3", "H4"}
     assert sum(summary["actions"].values()) == pytest.approx(1)
     assert (summary["model_version"], summary["seed"]) == ("7", 0)
     assert summary["baselines"]["best-of-2@4"]["nfe"] == 8

@@ -11,9 +11,13 @@ import pytest
 from actors.errors import UserError
 from evaluation.figures import action_colour, pareto
 from evaluation.headline import opening_sentence
-from evaluation.report import read_summary, training_rows, write_report
+from evaluation.report import FIGURES_FOLDER, write_report
 from evaluation.rows import IMAGES_FILE, write_rows
+from evaluation.run_files import read_summary, training_rows
 from evaluation.strips import STRIPS_FILE, Frame, Strip, encode_png, write_strips
+from evaluation.tables import TABLES_FOLDER
+from evaluation.traces import TRACES_FILE, Trace, write_traces
+from evaluation.transfer import TRANSFER_FILE, TransferCell
 from tests.evaluation import synthetic
 
 HOSTILE = "<script>alert('x')</script> \"><img src=x onerror=alert(1)> {{ 7*7 }} & $\\frac{"

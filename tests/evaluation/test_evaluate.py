@@ -161,12 +161,17 @@ def test_rows_do_not_depend_on_the_number_of_processes(tmp_path: Path, ray_sessi
 def test_prompts_are_distinct_and_no_two_share_a_seed(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     things = {"easy": "ccde", "hard": "cfgh"}  # of what is there twice the first counts
-    lines = [{"prompt": f"a {thing}", "tier": tier} for tier in things for thing in things[tier]]
+    lines = [
+        {"prompt": f"a {thing}", "tier": tier, "Category": f"about {thing}"}
+        for tier in things
+        for thing in things[tier]
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = replace(CONFIG, prompts=str(path), prompts_per_tier=2, seeds=3)
     requests = evaluation_requests(config)
     assert [request.prompt for request in requests[::3]] == ["a c", "a d", "a f", "a g"]
     assert {request.prompt for request in requests[:3]} == {"a c"}
+    assert {request.category for request in requests[:3]} == {"about c"}
     assert len({request.seed for request in requests}) == 12
     assert requests == evaluation_requests(config)
     assert {request.seed for request in evaluation_requests(replace(config, seed=1))}.isdisjoint(

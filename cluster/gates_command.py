@@ -13,6 +13,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.runs import find_policy, find_run, settings_of
@@ -32,10 +33,10 @@ def print_gates(run: str, *, runs_dir: Path, as_json: bool) -> None:
     table = Table("", "outcome", "what was measured", box=None, padding=(0, 1), pad_edge=False)
     for gate in found:
         outcome = f"[{_COLOURS[gate.passed]}]{outcome_of(gate.passed)}[/]"
-        number = f"\n{_plain(gate.number)}" if gate.number else ""
-        interval = f" (95%: {_plain(gate.interval)})" if gate.interval else ""
+        number = f"\n{escape(gate.number)}" if gate.number else ""
+        interval = f" (95%: {escape(gate.interval)})" if gate.interval else ""
         table.add_row(
-            gate.name, outcome, f"{_plain(gate.statement)}{number}{interval}\nnext: {_plain(gate.next_step)}"
+            gate.name, outcome, f"{escape(gate.statement)}{number}{interval}\nnext: {escape(gate.next_step)}"
         )
     Console().print(table)
 
@@ -70,8 +71,3 @@ def run_transfer(
     typer.echo(transfer_table(cells).markdown(), nl=False)
     if (run_dir / SUMMARY_FILE).exists():
         typer.echo(f"report: {write_report(run_dir)}")
-
-
-def _plain(text: str) -> str:
-    """Without markup of rich's."""
-    return text.replace("[", r"\[")

@@ -103,9 +103,12 @@ def test_the_stability_rule_calls_less_the_more_it_tolerates() -> None:
 
 
 def test_refining_once_costs_what_the_same_number_of_steps_does() -> None:
-    made = run("refine@7")
+    baseline = parse_baseline("refine@7")
+    engine = baseline.engine_config(replace(ENGINE, refine_region="random"))
+    made = generate(open_fake_bench(), Job(BaselineMethod(baseline, engine), REQUESTS, 3))
     for row in made.rows:
-        assert row.actions.count("refine") == 0 or row.nfe == 7 + ENGINE.refine_steps
+        assert row.actions.count("refine") == 1
+        assert row.nfe == 7 + ENGINE.refine_steps
 
 
 def test_oracles_bound_what_they_choose_from_and_cost_what_they_chose() -> None:

@@ -43,6 +43,8 @@ class EpisodeRequest:
     seed: int
     tier: str | None = None
     max_nfe: int | None = None
+    category: str | None = None
+    """What the prompt is about, where its source says so; for evaluations."""
 
 
 @dataclass(frozen=True, slots=True)

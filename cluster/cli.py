@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from actors.errors import UserError
+from cluster.baselines_command import baselines_app
 from cluster.registry_command import registry_app
 from cluster.rewards_command import rewards_app
 
@@ -33,6 +34,7 @@ bench_app = typer.Typer(help="Measure this machine.")
 app.add_typer(bench_app, name="bench")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(registry_app, name="registry")
+app.add_typer(baselines_app, name="baselines")
 
 Overrides = Annotated[
     list[str] | None,
@@ -203,6 +205,44 @@ def report(
     from evaluation.report import write_report
 
     typer.echo(f"report: {write_report(find_run(run, runs_dir))}")
+
+
+@app.command()
+def gates(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="An evaluated run.")],
+    runs_dir: RunsDir = RUNS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print gates G0 to G4 and hypotheses H1 to H4: number, interval, outcome, what to do next."""
+    from cluster.gates_command import print_gates
+
+    print_gates(run, runs_dir=runs_dir, as_json=as_json)
+
+
+@app.command()
+def transfer(
+    policy: Annotated[str, typer.Argument(metavar="RUN", help="A run.")],
+    overrides: Overrides = None,
+    solvers: Annotated[
+        str, typer.Option(metavar="SOLVER[-N],...", help="Else the policy's own, as for N.")
+    ] = "",
+    backbones: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Of the same widths; its own is always among them.")
+    ] = "",
+    prompts: Annotated[str, typer.Option(metavar="SOURCE,...", help="Else as evaluation.prompts says.")] = "",
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Evaluate a policy where it was not trained, without training: solvers x backbones x prompts."""
+    from cluster.gates_command import run_transfer
+
+    run_transfer(
+        policy,
+        overrides or [],
+        solvers=solvers,
+        backbones=backbones,
+        prompts=prompts,
+        runs_dir=runs_dir,
+    )
 
 
 @app.command()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class Bench:
     """What every method of one evaluation shares.
 
     judge gives the quality of final images; metric is its name; identity says which weights were used.
+    outputs: the scores that can be asked for; pipeline: diffusers' own around the backbone's networks, for
+    baselines that are pipelines.
     """
 
     backbone: Backbone
@@ -47,6 +49,8 @@ class Bench:
     judge: Judge
     metric: str
     identity: str
+    outputs: tuple[str, ...] = ("image_reward",)
+    pipeline: Any = None
 
     def scorer(self, *outputs: str) -> QualityScorer:
         """What a look asks for: the named scores."""
@@ -71,9 +75,9 @@ class BenchRecipe:
 
     def __call__(self) -> Bench:
         """Load everything; UserError for what cannot be loaded."""
-        from actors.backbones.loading import load_backbone  # diffusers, open_clip, transformers: seconds
+        from actors.backbones.loading import load_with_pipeline  # diffusers, transformers: seconds
 
-        backbone = load_backbone(self.backbone)
+        pipeline, backbone = load_with_pipeline(self.backbone)
         try:
             client = LocalClient(build_scorers(self.scorers, self.backbone.device, "evaluation.scorers"))
         except ValueError as error:
@@ -91,6 +95,8 @@ class BenchRecipe:
             judge=strict_scores if self.metric == STRICT else scored,
             metric=self.metric,
             identity=_identity(backbone.identity, scorers_identity(self.scorers), self.metric),
+            outputs=client.outputs,
+            pipeline=pipeline,
         )
 
 

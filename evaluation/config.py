@@ -42,7 +42,11 @@ class EvaluationConfig:
     slots: int = 16
     """Images that share one denoiser call; the batch size at which seconds are measured."""
     workers: int = 2
-    """Processes with one thread each; 1 runs in this process."""
+    """Processes with one thread each: 1 runs in this process, more are actors on Ray."""
+    address: str | None = None
+    """Of a Ray cluster that runs already, where there is more than one worker; else one is started here."""
+    worker_gpus: float = 1.0
+    """What Ray reserves for each worker, where device is a GPU."""
     greedy: bool = True
     """True: the policy's most likely action; False: an action drawn from its distribution."""
     device: str = "cpu"
@@ -53,7 +57,9 @@ class EvaluationConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """Of `addiffusion metrics`."""
     strips: int = 6
-    """Images whose decisions the report shows."""
+    """Images whose decisions the report shows, and as many failures."""
+    traced: int = 40
+    """Images of the policy whose quality is followed from decision to decision."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -64,11 +70,12 @@ class EvaluationConfig:
             ("slots", 1),
             ("workers", 1),
             ("strips", 0),
+            ("traced", 0),
         ):
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"evaluation.{name}={value}: must be an integer of at least {least}")
-        for name in ("margin", "nfe_limit"):
+        for name in ("margin", "nfe_limit", "worker_gpus"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"evaluation.{name}={getattr(self, name)}: must be a number of at least 0")
         if not self.baselines:

@@ -12,29 +12,62 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from actors.backbones.config import BackboneConfig
 from actors.contracts import EpisodeRequest
 from actors.errors import UserError
 from actors.files import written_aside
+from actors.prompt_records import Prompt
 from actors.prompts import EVALUATION_OPTIONS, PromptOptions
+from actors.schedule import SolverName
+from evaluation.analysis import failures, reference_of
 from evaluation.baselines import parse_baseline
 from evaluation.bench import Bench, bench_recipe
-from evaluation.cache import BaselineCache
 from evaluation.config import EvaluationConfig
-from evaluation.generate import Job, generate, jobs_of, run_jobs
+from evaluation.generate import Job, Workers, jobs_of, run_jobs
 from evaluation.methods import BaselineMethod, Method, PolicyMethod, read_policy
 from evaluation.progress import Progress
 from evaluation.rows import IMAGES_FILE, ImageRow, tabulate, write_rows
-from evaluation.strips import STRIPS_FILE, pick, strip, write_strips
+from evaluation.store import ImageStore
+from evaluation.strips import STRIPS_FILE, Shown, pick, strip, write_strips
 from evaluation.summary import SUMMARY_FILE, SUMMARY_KEYS, action_shares, compare
+from evaluation.traces import TRACES_FILE, trace, write_traces
 
-CACHE_FOLDER = "baselines"
+STORE_FOLDER = "images"
+"""Beside the runs: every image that an evaluation made."""
 
 TIERS_OF_SHAPES = 4
+
+Recipe = Callable[[BackboneConfig, EvaluationConfig], Callable[[], Bench]]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a policy meets that it was not trained with; None leaves it as it was.
+
+    On another backbone only the widths have to agree with the policy's.
+    """
+
+    solver: SolverName | None = None
+    num_steps: int | None = None
+    backbone: BackboneConfig | None = None
+
+    def apply(self, policy: PolicyMethod) -> PolicyMethod:
+        """The policy under these conditions. UserError for options that do not go together."""
+        trained = policy.trained
+        engine = replace(
+            trained.engine,
+            solver=self.solver or trained.engine.solver,
+            num_steps=self.num_steps or trained.engine.num_steps,
+        )
+        if self.backbone is not None:
+            trained = replace(trained, backbone=self.backbone)
+        return replace(policy, trained=replace(trained, engine=engine), verify=self.backbone is None)
 
 
 def evaluate(
@@ -44,36 +77,33 @@ def evaluate(
     progress: Progress | None = None,
     *,
     model_version: str | None = None,
-    recipe: Callable[[BackboneConfig, EvaluationConfig], Callable[[], Bench]] = bench_recipe,
+    recipe: Recipe = bench_recipe,
+    conditions: Conditions = Conditions(),
 ) -> dict[str, Any]:
     """Compare the policy in policy_dir with the baselines; writes into run_dir and returns the summary.
 
-    Baselines are kept beside run_dir and reused. `recipe` says how a backbone's bench is opened.
-    Raises UserError for prompts, a policy or a backbone that cannot be used.
+    Images are kept beside run_dir and reused. `recipe` says how a backbone's bench is opened; `conditions`
+    change what the policy was trained with. Raises UserError for prompts, a policy or a backbone that cannot
+    be used.
     """
     start = time.perf_counter()
-    policy = read_policy(policy_dir, greedy=config.greedy, seed=config.seed)
+    policy = conditions.apply(read_policy(policy_dir, greedy=config.greedy, seed=config.seed))
     requests = evaluation_requests(config)
     open_bench = recipe(policy.trained.backbone, config)
     bench = open_bench()
-    policy.open(bench)  # whatever does not fit together is said before the first image
     baselines = baseline_methods(policy, config)
-    cache = BaselineCache(run_dir.parent / CACHE_FOLDER, bench.identity)
-    rows = {method.name: cache.known(method, requests) for method in baselines}
-    reused = sum(len(known) for known in rows.values())
-    rows[policy.name] = []
-    jobs = _missing_jobs((policy, *baselines), requests, rows, config.slots)
-    total, done = sum(len(job.requests) for job in jobs), 0
-    for job, made in run_jobs(open_bench if config.workers > 1 else lambda: bench, jobs, config.workers):
-        rows[job.method.name] += made
-        if isinstance(job.method, BaselineMethod):
-            cache.add(job.method, made)
-        done += len(made)
-        if progress is not None:
-            progress(job.method.name, done, total)
-    place = {(request.prompt, request.seed): index for index, request in enumerate(requests)}
-    for found in rows.values():
-        found.sort(key=lambda row: place[row.prompt, row.seed])
+    opened: list[Method] = [policy, *baselines]
+    for method in opened:
+        method.open(bench)  # whatever does not fit together is said before the first image
+    store = ImageStore(run_dir.parent / STORE_FOLDER, bench.identity)
+    rows, reused = images_of(
+        (policy, *baselines),
+        requests,
+        store,
+        open_bench if config.workers > 1 else lambda: bench,
+        config,
+        progress,
+    )
 
     tables = {name: tabulate(name, found, requests) for name, found in rows.items()}
     bounds = {method.name for method in baselines if method.baseline.oracle}
@@ -91,20 +121,47 @@ def evaluate(
             "quality": bench.metric,
             "images": len(requests),
             "reused_images": reused,
-            "backbone": policy.trained.backbone_identity,
+            "backbone": bench.backbone.identity,
             "evaluation": asdict(config),
             "engine": asdict(policy.engine),
             "observation": asdict(policy.trained.observation),
+            "peak_gpu_gib": None,
         },
         "model_version": model_version if model_version is not None else policy.trained.model_version,
     }
     write_rows(run_dir / IMAGES_FILE, [row for found in rows.values() for row in found])
-    _record_strips(bench, policy, rows[policy.name], config, run_dir / STRIPS_FILE)
+    comparable = {name: found for name, found in rows.items() if name not in {policy.name, *bounds}}
+    _record_traces(bench, policy, rows[policy.name], comparable, config, run_dir)
+    summary["config"]["peak_gpu_gib"] = _peak_gpu_gib(config)
     summary["seconds_total"] = time.perf_counter() - start
     assert set(summary) == set(SUMMARY_KEYS)
     with written_aside(run_dir / SUMMARY_FILE) as aside:
         aside.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
+
+
+def images_of(
+    methods: Sequence[Method],
+    requests: Sequence[EpisodeRequest],
+    store: ImageStore,
+    open_bench: Callable[[], Bench],
+    config: EvaluationConfig,
+    progress: Progress | None = None,
+) -> tuple[dict[str, list[ImageRow]], int]:
+    """Each method's rows in the order of the requests, and how many were there already."""
+    rows = {method.name: store.known(method, requests) for method in methods}
+    reused = sum(len(known) for known in rows.values())
+    jobs = _missing_jobs(methods, requests, rows, config.slots)
+    total, done = sum(len(job.requests) for job in jobs), 0
+    for job, made in run_jobs(open_bench, jobs, Workers.of(config), store):
+        rows[job.method.name] += made
+        done += len(made)
+        if progress is not None:
+            progress(job.method.name, done, total)
+    place = {(request.prompt, request.seed): index for index, request in enumerate(requests)}
+    for found in rows.values():
+        found.sort(key=lambda row: place[row.key])
+    return rows, reused
 
 
 def evaluation_requests(
@@ -117,16 +174,16 @@ def evaluation_requests(
     """
     limit = TIERS_OF_SHAPES * config.prompts_per_tier if config.prompts == "shapes" else None
     taken: Counter[str | None] = Counter()
-    chosen: dict[str, str | None] = {}
+    chosen: dict[str, Prompt] = {}
     for prompt in config.load_prompts(limit, options):
         if taken[prompt.tier] < config.prompts_per_tier:
-            chosen[prompt.text] = prompt.tier
+            chosen[prompt.text] = prompt
             taken[prompt.tier] += 1
     if len(chosen) < 2:
         raise UserError(f"{options.source}={config.prompts}: give at least two different prompts")
     return [
-        EpisodeRequest(text, noise_seed(config.seed, text, number), tier)
-        for text, tier in chosen.items()
+        EpisodeRequest(text, noise_seed(config.seed, text, number), prompt.tier, category=prompt.category)
+        for text, prompt in chosen.items()
         for number in range(config.seeds)
     ]
 
@@ -153,23 +210,37 @@ def _missing_jobs(
     return jobs
 
 
-def _record_strips(
-    bench: Bench, policy: PolicyMethod, rows: Sequence[ImageRow], config: EvaluationConfig, path: Path
+def _record_traces(
+    bench: Bench,
+    policy: PolicyMethod,
+    rows: Sequence[ImageRow],
+    baselines: Mapping[str, Sequence[ImageRow]],
+    config: EvaluationConfig,
+    run_dir: Path,
 ) -> None:
-    """Make a few of the policy's images again, this time with a preview of every decision."""
-    chosen = pick(rows, config.strips)
+    """Make some of the policy's images again, with previews: what is shown, and what is followed."""
+    reference = reference_of(rows, baselines)
+    shown = [Shown(row) for row in pick(rows, config.strips)]
+    shown += [
+        Shown(failure.row, failure.loss, reference)
+        for failure in failures(rows, baselines[reference], config.strips)
+    ]
+    chosen = {row.key: row for row in [*(one.row for one in shown), *pick(rows, config.traced)]}
+    for file in (STRIPS_FILE, TRACES_FILE):
+        (run_dir / file).unlink(missing_ok=True)
     if not chosen:
-        path.unlink(missing_ok=True)
         return
-    wanted = tuple(EpisodeRequest(row.prompt, row.seed, row.tier) for row in chosen)
-    made = generate(bench, Job(policy, wanted, config.slots, record_previews=True))
-    write_strips(
-        path,
-        [
-            strip(row, episode, image)
-            for row, episode, image in zip(made.rows, made.episodes, made.images_BHWC, strict=True)
-        ],
-    )
+    traced = trace(bench, policy, list(chosen.values()), config.slots)
+    write_traces(run_dir / TRACES_FILE, traced.traces)
+    place = {row.key: index for index, row in enumerate(traced.made.rows)}
+    write_strips(run_dir / STRIPS_FILE, [strip(one, traced, place[one.row.key]) for one in shown])
+
+
+def _peak_gpu_gib(config: EvaluationConfig) -> float | None:
+    """Most GPU memory that this process held, backbone and scorers together; None without a GPU."""
+    if not config.device.startswith("cuda"):
+        return None
+    return float(torch.cuda.max_memory_allocated(config.device)) / 2**30
 
 
 def noise_seed(seed: int, prompt: str, number: int) -> int:

@@ -1,4 +1,4 @@
-"""The report's figures: each a function of a summary or of rows that returns one SVG.
+"""The report's figures: each a function of a summary or of rows that returns one picture, SVG and PNG.
 
 Always true here: no display is needed, the same numbers give the same bytes, and text is drawn as outlines,
 never parsed as mathematics. Colours are those of Okabe and Ito (2008), which colour-blind readers tell
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -24,11 +24,22 @@ from numpy.typing import NDArray
 
 from evaluation.front import Point, envelope_weights, upper_envelope
 from evaluation.rows import ImageRow
+from evaluation.traces import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
+
+
+PNG_DPI = 200
+
+
+class Picture(NamedTuple):
+    """A figure in both formats."""
+
+    svg: str
+    png: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +57,20 @@ FAMILIES = {
     "ddim": Look("DDIM-N", "#0072B2", "s", (5, -12)),
     "dpmpp": Look("DPM-Solver++-N", "#009E73", "o", (-5, 5)),
     "euler": Look("Euler-N", "#56B4E9", "s", (5, -12)),
+    "dpm-": Look("DPM-Solver-N", "#009E73", "v", (-5, 5)),
+    "unipc": Look("UniPC-N", "#0072B2", "v", (5, -12)),
+    "pndm": Look("PNDM-N", "#0072B2", "<", (5, -12)),
+    "deis": Look("DEIS-N", "#0072B2", ">", (5, -12)),
+    "lcm": Look("LCM-N", "#56B4E9", "o", (5, -12)),
     "best-of": Look("best of K at N steps", "#B3589A", "^", (6, 5)),
-    "oracle": Look("oracle best of K (a bound)", "#777777", "*", (-6, 5)),
+    "fk": Look("FK steering, K at N", "#E69F00", "P", (6, -12)),
+    "dts": Look("tree search, K at N", "#E69F00", "X", (6, 5)),
+    "refine": Look("refined once", "#009E73", "h", (6, -12)),
+    "stable": Look("stability rule", "#999999", "p", (6, 5)),
+    "adadiff": Look("AdaDiff", "#CC79A7", "d", (6, 5)),
+    "sag": Look("SAG-N", "#CC79A7", "s", (6, -12)),
+    "attend-excite": Look("Attend-and-Excite-N", "#CC79A7", "o", (6, 5)),
+    "oracle": Look("a bound (oracle)", "#777777", "*", (-6, 5)),
 }
 ACTION_COLOURS = {
     "continue": "#56B4E9",
@@ -85,7 +108,7 @@ def action_colour(action: str) -> str:
     return ACTION_COLOURS.get(action.split("-")[0], "#999999")
 
 
-def pareto(summary: Mapping[str, Any], axis: str) -> str:
+def pareto(summary: Mapping[str, Any], axis: str) -> Picture:
     """Mean quality against mean `nfe` or `cost`, with 95% intervals, and the front of the baselines."""
     baselines, policy = summary["baselines"], summary["policy"]
     points = [
@@ -119,18 +142,23 @@ def pareto(summary: Mapping[str, Any], axis: str) -> str:
         axes.set_xlim(0, 1.05 * last)
         axes.margins(y=0.09)
         axes.legend(loc="lower right", handlelength=1.4, borderaxespad=0.2)
-        return _svg(figure)
+        return _picture(figure)
 
 
-def nfe_per_tier(summary: Mapping[str, Any], rows: Sequence[ImageRow]) -> str:
+def nfe_per_tier(summary: Mapping[str, Any], rows: Sequence[ImageRow]) -> Picture:
     """How the policy's NFE are spread within each tier; without tiers, over all images."""
-    tiers: list[str | None] = list(summary["policy"]["per_tier"]) or [None]
-    spread = [[row.nfe for row in rows if tier is None or row.tier == tier] for tier in tiers]
-    with _axes(5.2, 0.75 * len(tiers) + 1.3) as (figure, axes):
-        highest = max(max(values) for values in spread)
+    tiers = list(summary["policy"]["per_tier"])
+    groups = {f"tier {tier}": [row.nfe for row in rows if row.tier == tier] for tier in tiers}
+    return nfe_per_group(groups or {"all": [row.nfe for row in rows]})
+
+
+def nfe_per_group(groups: Mapping[str, Sequence[int]]) -> Picture:
+    """How NFE are spread within each group, the first at the bottom; no group is empty."""
+    with _axes(5.2, 0.75 * len(groups) + 1.3) as (figure, axes):
+        highest = max(max(values) for values in groups.values())
         bins = np.arange(0, highest + 2) - 0.5
-        tallest = max(float(np.histogram(values, bins)[0].max() / len(values)) for values in spread)
-        for level, values in enumerate(spread):
+        tallest = max(float(np.histogram(values, bins)[0].max() / len(values)) for values in groups.values())
+        for level, values in enumerate(groups.values()):
             share = np.histogram(values, bins)[0] / len(values) / tallest * 0.8
             axes.bar(bins[:-1] + 0.5, share, width=0.92, bottom=level, color="#F3C5A3", zorder=2)
             mean = float(np.mean(values))
@@ -146,20 +174,41 @@ def nfe_per_tier(summary: Mapping[str, Any], rows: Sequence[ImageRow]) -> str:
                 path_effects=[withStroke(linewidth=2.5, foreground="white")],
                 zorder=4,
             )
-        axes.set_yticks([level + 0.3 for level in range(len(tiers))])
-        axes.set_yticklabels(
-            [_clipped("all" if tier is None else f"tier {tier}") for tier in tiers], color=INK
-        )
+        axes.set_yticks([level + 0.3 for level in range(len(groups))])
+        axes.set_yticklabels([_clipped(name) for name in groups], color=INK)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.set_ylim(-0.05, len(tiers))
+        axes.set_ylim(-0.05, len(groups))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(left=0)
         axes.set_xlabel("NFE an image (bars: share of images, line: mean)")
-        return _svg(figure)
+        return _picture(figure)
 
 
-def actions_over_decisions(rows: Sequence[ImageRow], action_names: Sequence[str]) -> str:
+def quality_trajectories(traces: Sequence[Trace], quality: str) -> Picture:
+    """The preview's quality over NFE, a thin line an image, and the mean; a drop is a restart or a bad step.
+
+    The mean at an NFE is over all traced images, each at its last value so far.
+    """
+    with _axes(5.2, 3.8) as (figure, axes):
+        last = max(trace.nfe[-1] for trace in traces)
+        grid = np.arange(min(trace.nfe[0] for trace in traces), last + 1)
+        held = np.empty((len(traces), len(grid)))
+        for line, trace in enumerate(traces):
+            axes.step(trace.nfe, trace.quality, where="post", color="#56B4E9", alpha=0.35, linewidth=0.9)
+            place = np.searchsorted(trace.nfe, grid, side="right") - 1
+            held[line] = np.asarray(trace.quality)[np.clip(place, 0, None)]
+        axes.plot(grid, held.mean(0), color=POLICY.colour, linewidth=2.2, label="mean of what there is")
+        ends = np.array([(trace.nfe[-1], trace.quality[-1]) for trace in traces])
+        axes.plot(ends[:, 0], ends[:, 1], "o", color=INK, markersize=3.5, label="returned")
+        axes.set_xlabel("NFE spent")
+        axes.set_ylabel(f"{quality} of the preview")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="lower right")
+        return _picture(figure)
+
+
+def actions_over_decisions(rows: Sequence[ImageRow], action_names: Sequence[str]) -> Picture:
     """Shares of the actions among the images that take an i-th decision, and how many images that are."""
     longest = max(len(row.actions) for row in rows)
     taken = [
@@ -180,19 +229,19 @@ def actions_over_decisions(rows: Sequence[ImageRow], action_names: Sequence[str]
         )
         axes.set_xlabel("decision of an image")
         _legend_above(axes)
-        return _svg(figure)
+        return _picture(figure)
 
 
-def actions_over_training(iterations: Sequence[int], shares: Mapping[str, Sequence[float]]) -> str:
+def actions_over_training(iterations: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Picture:
     """Shares of the actions in each iteration of training."""
     with _axes(5.2, 3.2) as (figure, axes):
         _stacked(axes, np.array(iterations), {name: np.array(values) for name, values in shares.items()})
         axes.set_xlabel("iteration")
         _legend_above(axes)
-        return _svg(figure)
+        return _picture(figure)
 
 
-def training_curves(iterations: Sequence[int], curves: Mapping[str, Sequence[float]]) -> str:
+def training_curves(iterations: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Picture:
     """One small panel a curve, over iterations, with its running mean."""
     columns = 2
     lines = -(-len(curves) // columns)
@@ -208,7 +257,7 @@ def training_curves(iterations: Sequence[int], curves: Mapping[str, Sequence[flo
             axes.set_title(name, fontsize=10, loc="left", color=INK)
             axes.tick_params(labelsize=8.5)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        return _svg(figure)
+        return _picture(figure)
 
 
 @contextmanager
@@ -263,8 +312,12 @@ def _family(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    """What is left of a baseline's name once its family is known: N, or K@N."""
-    return name.removeprefix("oracle-").removeprefix("best-of-").split("-")[-1]
+    """What is left of a baseline's name once its family is known: N, K@N, or what a bound chooses."""
+    if name.startswith("adadiff"):
+        return ""
+    if name.startswith("oracle-") and not name.startswith("oracle-best-of"):
+        return name.removeprefix("oracle-").partition("@")[0]
+    return name.removeprefix("oracle-").removeprefix("best-of-").split("-")[-1].removeprefix("refine@")
 
 
 def _hatch(name: str) -> str:
@@ -275,7 +328,8 @@ def _clipped(text: str, longest: int = 18) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+def _picture(figure: Figure) -> Picture:
+    svg, png = io.StringIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=PNG_DPI)
+    return Picture(svg.getvalue(), png.getvalue())

@@ -7,10 +7,8 @@ the decoded image, and not over grading. Each process has one thread and opens t
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,13 +16,32 @@ import numpy as np
 import torch
 
 from actors.contracts import EpisodeRequest, EpisodeResult, Images
-from actors.rollout import rollout
 from evaluation.bench import Bench
+from evaluation.config import EvaluationConfig
 from evaluation.methods import Method
 from evaluation.rows import ImageRow
+from evaluation.store import ImageStore
 
 CHUNK_SLOTS = 4
 """Requests of a chunk, in fillings of the slots: enough that slots running dry at its end matter little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Who makes the images: `count` processes of one thread each, on a Ray cluster or this machine.
+
+    address: a running cluster's; None starts one here. gpus: what Ray reserves for each.
+    """
+
+    count: int = 1
+    address: str | None = None
+    gpus: float = 0.0
+
+    @classmethod
+    def of(cls, config: EvaluationConfig) -> Workers:
+        """As an evaluation's options say."""
+        gpus = config.worker_gpus if config.device.startswith("cuda") else 0.0
+        return cls(config.workers, config.address, gpus)
 
 
 @dataclass(frozen=True)
@@ -56,25 +73,33 @@ def jobs_of(method: Method, requests: Sequence[EpisodeRequest], slots: int) -> l
 
 
 def run_jobs(
-    open_bench: Callable[[], Bench], jobs: Sequence[Job], workers: int
+    open_bench: Callable[[], Bench],
+    jobs: Sequence[Job],
+    workers: Workers,
+    store: ImageStore | None = None,
 ) -> Iterator[tuple[Job, tuple[ImageRow, ...]]]:
-    """Rows of every job, as they get ready. With one worker they are made here, without a new process."""
-    if workers == 1 or len(jobs) < 2:
+    """Rows of every job, as they get ready; what is ready is in the store.
+
+    With one worker they are made here, without Ray; with several by a pool of Ray actors (see pool.py).
+    """
+    if not jobs:
+        return
+    if workers.count == 1 or len(jobs) == 1:
         bench = open_bench()
         for job in jobs:
-            yield job, generate(bench, job).rows
+            yield job, make_and_keep(bench, job, store)
         return
-    executor = ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), _start_worker, (open_bench,)
-    )
-    try:
-        futures: dict[Future[tuple[ImageRow, ...]], Job] = {
-            executor.submit(_rows_in_worker, job): job for job in jobs
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    from evaluation.pool import run_in_pool  # Ray: not needed where one process is enough
+
+    yield from run_in_pool(open_bench, jobs, workers, store)
+
+
+def make_and_keep(bench: Bench, job: Job, store: ImageStore | None) -> tuple[ImageRow, ...]:
+    """One job's rows; its images are in the store before anybody hears of them."""
+    made = generate(bench, job)
+    if store is not None:
+        store.add(job.method, made.rows, made.episodes, made.images_BHWC)
+    return made.rows
 
 
 def generate(bench: Bench, job: Job) -> Generated:
@@ -83,19 +108,12 @@ def generate(bench: Bench, job: Job) -> Generated:
     prompts = [request.prompt for request in job.requests]
     with _one_thread():
         start = time.perf_counter()
-        episodes = rollout(
-            method.engine,
-            method.decider,
-            method.observer,
-            job.requests,
-            slots=job.slots,
-            scorer=method.scorer,
-            record_previews=job.record_previews,
-        )
+        episodes = method.run(job.requests, slots=job.slots, record_previews=job.record_previews)
         images_BHWC = _decode(bench, episodes, job.slots)
         seconds = (time.perf_counter() - start) / len(episodes)
         quality_B = bench.judge(images_BHWC, prompts)
-        image_reward_B = bench.scorer("image_reward")(images_BHWC, prompts)["image_reward"]
+        outputs = tuple(name for name in ("image_reward", "clip_score") if name in bench.outputs)
+        scores = bench.scorer(*outputs)(images_BHWC, prompts)
     rows = tuple(
         ImageRow(
             method=job.method.name,
@@ -103,7 +121,7 @@ def generate(bench: Bench, job: Job) -> Generated:
             tier=episode.request.tier,
             seed=episode.request.seed,
             quality=float(quality),
-            image_reward=float(image_reward),
+            image_reward=float(scores["image_reward"][index]),
             nfe=episode.nfe,
             network_evals=episode.network_evals,
             looks=episode.looks,
@@ -111,8 +129,10 @@ def generate(bench: Bench, job: Job) -> Generated:
             cost=episode.cost,
             seconds=seconds,
             actions=tuple(decision.action for decision in episode.decisions),
+            clip_score=float(scores["clip_score"][index]) if "clip_score" in scores else None,
+            category=episode.request.category,
         )
-        for episode, quality, image_reward in zip(episodes, quality_B, image_reward_B, strict=True)
+        for index, (episode, quality) in enumerate(zip(episodes, quality_B, strict=True))
     )
     return Generated(job, rows, tuple(episodes), images_BHWC)
 
@@ -130,18 +150,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-_opened: Bench | None = None
-"""The bench of a worker process, from its start to its end."""
-
-
-def _start_worker(open_bench: Callable[[], Bench]) -> None:
-    global _opened
-    torch.set_num_threads(1)
-    _opened = open_bench()
-
-
-def _rows_in_worker(job: Job) -> tuple[ImageRow, ...]:
-    assert _opened is not None
-    return generate(_opened, job).rows

@@ -16,25 +16,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.backbones.config import BackboneConfig
 from actors.contracts import EpisodeRequest
 from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.policy_folder import TrainedPolicy
 from evaluation.baselines import parse_baseline
 from evaluation.bench import Bench
-from evaluation.cache import BaselineCache
 from evaluation.config import EvaluationConfig
-from evaluation.evaluate import CACHE_FOLDER, baseline_methods
-from evaluation.generate import jobs_of, run_jobs
+from evaluation.evaluate import STORE_FOLDER, baseline_methods, images_of
+from evaluation.generate import Workers, jobs_of, run_jobs
 from evaluation.hypotheses import FEWEST_PROMPTS, equal_cost
 from evaluation.methods import Method, read_policy
 from evaluation.progress import Progress
 from evaluation.rows import ImageRow, MethodTable
 from evaluation.statistics import Estimate, Resampling
+from evaluation.store import ImageStore
 from rewards_service.arithmetic import utility
-
-Recipe = Callable[[BackboneConfig, EvaluationConfig], Callable[[], Bench]]
 
 MARGIN = 0.01
 """How far below the champion's utility a candidate may still be, by the interval's lower end."""
@@ -127,17 +124,9 @@ def measure_baselines(
 ) -> dict[str, list[ImageRow]]:
     """Rows of every baseline that `config` names; those that were made before are reused."""
     policy = read_policy(policy_dir, greedy=True, seed=config.seed)
-    cache = BaselineCache(runs_dir / CACHE_FOLDER, open_bench().identity)
-    found: dict[str, list[ImageRow]] = {}
-    for method in baseline_methods(policy, config):
-        known = {(row.prompt, row.seed): row for row in cache.known(method, requests)}
-        missing = [request for request in requests if (request.prompt, request.seed) not in known]
-        made = _rows(method, missing, config, open_bench, progress) if missing else []
-        if made:
-            cache.add(method, made)
-        known |= {(row.prompt, row.seed): row for row in made}
-        found[method.name] = [known[request.prompt, request.seed] for request in requests]
-    return found
+    store = ImageStore(runs_dir / STORE_FOLDER, open_bench().identity)
+    rows, _ = images_of(baseline_methods(policy, config), requests, store, open_bench, config, progress)
+    return rows
 
 
 def utilities(table: MethodTable) -> NDArray[np.float64]:
@@ -187,8 +176,7 @@ def _too_few(resampling: Resampling) -> str | None:
 
 
 def _nominal(name: str) -> int:
-    baseline = parse_baseline(name)
-    return baseline.attempts * baseline.num_steps
+    return parse_baseline(name).nominal_nfe
 
 
 def _rows(
@@ -200,7 +188,7 @@ def _rows(
 ) -> list[ImageRow]:
     place = {(request.prompt, request.seed): index for index, request in enumerate(requests)}
     rows: list[ImageRow] = []
-    for _, made in run_jobs(open_bench, jobs_of(method, requests, config.slots), config.workers):
+    for _, made in run_jobs(open_bench, jobs_of(method, requests, config.slots), Workers.of(config)):
         rows += made
         progress(method.name, len(rows), len(requests))
     return sorted(rows, key=lambda row: place[row.prompt, row.seed])

@@ -1,4 +1,4 @@
-"""H1, H2 and H3, decided by fixed rules from the measured images.
+"""H1 to H4, decided by fixed rules from the measured images.
 
 Always true here: where a hypothesis can be tested in more than one way, it passes only if it passes in all,
 and the numbers it is reported with are those of the hardest. What cannot be tested is None, never True.
@@ -7,6 +7,7 @@ Bounds (oracle baselines) are nobody's alternative and are compared with nothing
 H1  Quality of 50 steps at a mean of at most 30 NFE: not inferior to DDIM-50 within a margin.
 H2  Better than every fixed baseline at the policy's own mean cost.
 H3  Cost follows the prompt: it rises with the prompt's tier and with its measured difficulty.
+H4  Refinement beats the same compute spent on more steps: fixed schedules, one refined once and one longer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.front import Point, best_within, cost_to_reach, envelope_weights, upper_envelope
+from evaluation.front import (
+    COST_TOLERANCE,
+    Point,
+    best_within,
+    cost_to_reach,
+    envelope_weights,
+    upper_envelope,
+)
 from evaluation.rows import MethodTable
 from evaluation.statistics import Estimate, Resampling, estimate, non_inferior
 
@@ -113,6 +121,33 @@ def cost_follows_prompt(
         "statement": "NFE rises with the prompt’s tier and with its difficulty (rank correlation above 0).",
         "against": hardest,
         "correlations": {name: _numbers(correlation) for name, correlation in correlations.items()},
+    }
+
+
+def refinement_beats_steps(baselines: Mapping[str, MethodTable], resampling: Resampling) -> dict[str, Any]:
+    """H4: every `refine@N` against the longest DPM-Solver++ schedule of as many NFE, or less than 1 fewer."""
+    statement = "Refining once is better than the same number of denoiser calls spent on more steps."
+    comparisons = []
+    for name, table in baselines.items():
+        spent = table.mean("nfe")
+        affordable = {
+            other: each.mean("nfe")
+            for other, each in baselines.items()
+            if other.startswith("dpmpp-") and spent - 1 < each.mean("nfe") <= spent + COST_TOLERANCE
+        }
+        if name.startswith("refine@") and affordable:
+            against = max(affordable, key=lambda other: affordable[other])
+            lead = resampling.mean(table.by_prompt("quality") - baselines[against].by_prompt("quality"))
+            comparisons.append({"refined": name, "against": against, "nfe": spent, **_numbers(lead)})
+    if not comparisons:
+        return _untested(statement, "no pair such as refine@7 and dpmpp-9 was run")
+    hardest = min(comparisons, key=lambda comparison: comparison["ci95"][0])
+    return {
+        **{key: hardest[key] for key in ("estimate", "ci95", "p", "against", "refined")},
+        "passed": resampling.num_prompts >= FEWEST_PROMPTS
+        and all(one["estimate"] > 0 and one["p"] < ALPHA for one in comparisons),
+        "statement": statement,
+        "comparisons": comparisons,
     }
 
 

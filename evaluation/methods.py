@@ -1,33 +1,66 @@
 """What is compared: a policy or a baseline, as something that travels to a process and opens there.
 
-Always true here: a method is plain data; opened on a bench it is an engine, an observer, a decider and a
-scorer for `rollout`, and nothing else tells a policy from a baseline.
+Always true here: a method is plain data; opened on a bench it is a sampler, which makes requests into
+finished episodes, and nothing else tells a policy from a baseline. A method's key changes whenever its
+images could.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from actors.contracts import Decider, QualityScorer
+from actors.contracts import Decider, EpisodeRequest, EpisodeResult, QualityScorer
 from actors.engine import Engine, EngineConfig
-from actors.observations import ObservationConfig, ObservationSizes, Observer
+from actors.observations import Observer
+from actors.policy import WEIGHTS_FILE
 from actors.policy_folder import TrainedPolicy, read_trained_policy
-from evaluation.baselines import Baseline
+from actors.rollout import rollout
+from evaluation.baselines.names import Baseline
 from evaluation.bench import Bench
+
+
+class Sampler(Protocol):
+    """An opened method."""
+
+    def run(
+        self, requests: Sequence[EpisodeRequest], *, slots: int, record_previews: bool = False
+    ) -> list[EpisodeResult]:
+        """Finished episodes in the order of the requests; about `slots` images share a denoiser call.
+
+        Every denoiser call and every scored image that led to an episode's image is counted in it.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class OpenMethod:
-    """A method on a bench, ready for `rollout`."""
+    """A sampler that decides in the engine: a policy, or a fixed rule."""
 
     engine: Engine
     observer: Observer
     decider: Decider
     scorer: QualityScorer | None
+
+    def run(
+        self, requests: Sequence[EpisodeRequest], *, slots: int, record_previews: bool = False
+    ) -> list[EpisodeResult]:
+        """By continuous batching."""
+        return rollout(
+            self.engine,
+            self.decider,
+            self.observer,
+            requests,
+            slots=slots,
+            scorer=self.scorer,
+            record_previews=record_previews,
+        )
 
 
 class Method(Protocol):
@@ -39,18 +72,18 @@ class Method(Protocol):
         ...
 
     @property
-    def engine(self) -> EngineConfig:
-        """The engine it runs on."""
+    def key(self) -> str:
+        """Ten hex digits that differ whenever the images of a method of this name could."""
         ...
 
-    def open(self, bench: Bench) -> OpenMethod:
+    def open(self, bench: Bench) -> Sampler:
         """Make everything it needs."""
         ...
 
 
 @dataclass(frozen=True)
 class BaselineMethod:
-    """A fixed baseline. It observes next to nothing, so that its seconds are its own."""
+    """A baseline, with the engine options that it takes from the policy it is compared with."""
 
     baseline: Baseline
     engine: EngineConfig
@@ -60,22 +93,32 @@ class BaselineMethod:
         """The baseline's name."""
         return self.baseline.name
 
-    def open(self, bench: Bench) -> OpenMethod:
-        """Its rule on this bench; a look asks for the one score the rule needs."""
-        engine = Engine(bench.backbone, self.engine)
-        sizes = ObservationSizes(bench.backbone.feature_dim, bench.backbone.text_dim)
-        observer = Observer(ObservationConfig("timestep", False), sizes, engine.action_names)
-        scorer = bench.oracle if self.baseline.oracle else bench.scorer("image_reward")
-        return OpenMethod(engine, observer, self.baseline.decider(engine.action_names), scorer)
+    @property
+    def key(self) -> str:
+        """Of the engine's options, and of the file where it is made from one."""
+        file = self.baseline.file
+        if file is None or not Path(file).is_file():
+            return config_hash(self.engine)
+        return _digest(config_hash(self.engine).encode() + Path(file).read_bytes())
+
+    def open(self, bench: Bench) -> Sampler:
+        """On this bench; UserError if it cannot run there."""
+        from evaluation.baselines.opening import open_baseline  # diffusers' schedulers and pipelines
+
+        return open_baseline(self.baseline, self.engine, bench)
 
 
 @dataclass(frozen=True)
 class PolicyMethod:
-    """A trained policy in a folder, with the engine and the observation it was trained with."""
+    """A trained policy in a folder, with the engine and the observation it was trained with.
+
+    verify=False is for transfer: on a backbone with other weights, of the same widths.
+    """
 
     trained: TrainedPolicy
     greedy: bool
     seed: int
+    verify: bool = True
 
     name = "policy"
 
@@ -84,9 +127,16 @@ class PolicyMethod:
         """The engine it was trained with."""
         return self.trained.engine
 
+    @property
+    def key(self) -> str:
+        """Of the weights, and of everything that tells how they act."""
+        told = (self.trained.observation, self.trained.stop_threshold, self.greedy, self.seed)
+        weights = (Path(self.trained.folder) / WEIGHTS_FILE).read_bytes()
+        return _digest(f"{config_hash(self.engine)} {told}".encode() + weights)
+
     def open(self, bench: Bench) -> OpenMethod:
         """The policy on this bench; UserError if it was trained on another backbone."""
-        engine, observer, network = self.trained.open(bench.backbone)
+        engine, observer, network = self.trained.open(bench.backbone, verify=self.verify)
         generator = torch.Generator().manual_seed(self.seed)
         decider = self.trained.decider(network, observer, greedy=self.greedy, generator=generator)
         return OpenMethod(engine, observer, decider, bench.scorer(*observer.look_outputs))
@@ -95,3 +145,12 @@ class PolicyMethod:
 def read_policy(folder: Path, *, greedy: bool, seed: int) -> PolicyMethod:
     """The policy that training left in a folder; UserError if it does not say how it was trained."""
     return PolicyMethod(read_trained_policy(folder), greedy, seed)
+
+
+def config_hash(config: EngineConfig) -> str:
+    """Ten hex digits that differ whenever any engine option differs."""
+    return _digest(json.dumps(asdict(config), sort_keys=True).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:10]

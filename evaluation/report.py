@@ -1,8 +1,8 @@
 """report.html of a run: one file that needs nothing else, from what an evaluation wrote.
 
-Always true here: every number comes from summary.json, the images table, the strips or the progress log of
-the run; nothing is measured here. All text is escaped by the template engine, pictures are data, and the
-page has no scripts. The file is written aside and renamed.
+Always true here: every number comes from summary.json, the images table, strips, traces, transfer matrix or
+progress log of the run; nothing is measured here. All text is escaped by the template engine, pictures are
+data, and the page has no scripts. The file is written aside and renamed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,31 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from actors.errors import UserError
 from actors.files import written_aside
 from evaluation import figures
+from evaluation.analysis import (
+    CLEAR,
+    by_attempts,
+    by_category,
+    by_tier,
+    losses,
+    reference_of,
+    stopping,
+)
+from evaluation.figures import Picture
+from evaluation.gates import gates, gates_table
 from evaluation.headline import further_sentences, opening_sentence, outcome, signed
-from evaluation.rows import IMAGES_FILE, read_rows
-from evaluation.strips import STRIPS_FILE, read_strips
-from evaluation.summary import SUMMARY_FILE, SUMMARY_KEYS
+from evaluation.rows import IMAGES_FILE, ImageRow, read_rows
+from evaluation.run_files import PROGRESS_FILE, read_summary, training_rows
+from evaluation.strips import STRIPS_FILE, Frame, Strip, read_strips
+from evaluation.tables import hypotheses_table, methods_table, p_value, write_tables
+from evaluation.traces import TRACES_FILE, Trace, read_traces
+from evaluation.transfer import read_transfer, transfer_table
 
-PROGRESS_FILE = Path("progress.jsonl")
+FIGURES_FOLDER = Path("evaluation/figures")
+"""Where a run keeps its figures, as SVG and as PNG."""
+MASKS = 12
+"""Refinements whose masks are shown."""
 
 #: Curves drawn from progress.jsonl, where it has them: key, and what the panel is called.
 CURVES = {
@@ -38,59 +54,90 @@ CURVES = {
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write run_dir/report.html from the run's evaluation; UserError if there is none."""
+    """Write run_dir/report.html, and its figures and tables as files, from the run's evaluation.
+
+    Raises UserError if there is none.
+    """
     summary = read_summary(run_dir)
-    rows = [row for row in read_rows(run_dir / IMAGES_FILE) if row.method == "policy"]
+    everything = read_rows(run_dir / IMAGES_FILE)
+    rows = [row for row in everything if row.method == "policy"]
     strips = read_strips(run_dir / STRIPS_FILE) if (run_dir / STRIPS_FILE).exists() else []
-    training = training_rows(run_dir / PROGRESS_FILE)
+    cells = read_transfer(run_dir)
+    found = gates(run_dir)
+    drawn = _figures(summary, rows, read_traces(run_dir / TRACES_FILE))
+    drawn |= _training_figures(training_rows(run_dir / PROGRESS_FILE), list(summary["actions"]))
+    comparable = {
+        name: [row for row in everything if row.method == name]
+        for name, each in summary["baselines"].items()
+        if not each["bound"]
+    }
+    reference = reference_of(rows, comparable)
     html = _template().render(
         run=run_dir.resolve().name,
         summary=summary,
         outcome=outcome(summary),
         opening=opening_sentence(summary),
         further=further_sentences(summary),
-        pareto={axis: _svg_uri(figures.pareto(summary, axis)) for axis in ("nfe", "cost")},
-        nfe_per_tier=_svg_uri(figures.nfe_per_tier(summary, rows)),
-        actions=_svg_uri(figures.actions_over_decisions(rows, list(summary["actions"]))),
-        training=_training_figures(training, list(summary["actions"])),
-        strips=strips,
+        figures={name: _svg_uri(picture.svg) for name, picture in drawn.items()},
+        gates=found[: -len(summary["hypotheses"])],
+        stopping={
+            "tier": stopping(rows, by_tier),
+            "category": stopping(rows, by_category),
+        },
+        reference=reference,
+        losses={
+            "tier": losses(rows, comparable[reference], by_tier),
+            "category": losses(rows, comparable[reference], by_category),
+            "tries": losses(rows, comparable[reference], by_attempts),
+        },
+        clear=CLEAR,
+        strips=[strip for strip in strips if strip.loss is None],
+        failures=[strip for strip in strips if strip.loss is not None],
+        masks=_masks(strips),
+        cells=cells,
         bars=_bars(summary),
         images=len(rows),
         config=json.dumps(summary["config"], indent=2, ensure_ascii=False),
     )
+    for name, picture in drawn.items():
+        for suffix, content in (("svg", picture.svg.encode()), ("png", picture.png)):
+            with written_aside(run_dir / FIGURES_FOLDER / f"{name}.{suffix}") as aside:
+                aside.write_bytes(content)
+    tables = {
+        "methods": methods_table(summary),
+        "hypotheses": hypotheses_table(summary),
+        "gates": gates_table(found),
+    }
+    write_tables(run_dir, tables | ({"transfer": transfer_table(cells)} if cells else {}))
     path = run_dir / "report.html"
     with written_aside(path) as aside:
         aside.write_text(html, encoding="utf-8")
     return path
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """summary.json of a run; UserError if it is missing or not an evaluation's."""
-    path = run_dir / SUMMARY_FILE
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{run_dir}: no summary.json there; run `addiffusion evaluate` first") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON; run `addiffusion evaluate` again") from error
-    if not isinstance(summary, dict) or not set(SUMMARY_KEYS) <= set(summary):
-        raise UserError(f"{path}: not an evaluation's summary; run `addiffusion evaluate` again")
-    return summary
+def _figures(
+    summary: Mapping[str, Any], rows: Sequence[ImageRow], traces: Sequence[Trace]
+) -> dict[str, Picture]:
+    """What can be drawn of an evaluation, by the name of its file."""
+    drawn = {f"pareto_{axis}": figures.pareto(summary, axis) for axis in ("nfe", "cost")}
+    drawn["nfe_per_tier"] = figures.nfe_per_tier(summary, rows)
+    drawn["actions"] = figures.actions_over_decisions(rows, list(summary["actions"]))
+    categories = sorted({row.category for row in rows if row.category is not None}, reverse=True)
+    if categories:
+        groups = {name: [row.nfe for row in rows if row.category == name] for name in categories}
+        drawn["nfe_per_category"] = figures.nfe_per_group(groups)
+    if traces:
+        drawn["trajectories"] = figures.quality_trajectories(traces, summary["config"]["quality"])
+    return drawn
 
 
-def training_rows(path: Path) -> list[dict[str, Any]]:
-    """The iterations of a progress log that gathered episodes; a torn last line is left out."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return [row for row in rows if row.get("episodes")]
+def _masks(strips: Sequence[Strip]) -> list[tuple[Strip, Frame]]:
+    """The refinements among what is shown, at most MASKS."""
+    return [(strip, frame) for strip in strips for frame in strip.frames if frame.mask is not None][:MASKS]
 
 
-def _training_figures(rows: Sequence[Mapping[str, Any]], action_names: Sequence[str]) -> dict[str, Markup]:
-    """What can be drawn of a training: by title, none if it has fewer than two iterations."""
+def _training_figures(rows: Sequence[Mapping[str, Any]], action_names: Sequence[str]) -> dict[str, Picture]:
+    """What can be drawn of a training: none if it has fewer than two iterations."""
     if len(rows) < 2:
         return {}
     iterations = [int(row["iteration"]) for row in rows]
@@ -101,12 +148,8 @@ def _training_figures(rows: Sequence[Mapping[str, Any]], action_names: Sequence[
     }
     shares = {name: [float(row["actions"].get(name, 0.0)) for row in rows] for name in action_names}
     return {
-        "Curves over iterations; the dark line is a running mean.": _svg_uri(
-            figures.training_curves(iterations, curves)
-        ),
-        "What was decided in training, where actions are drawn from the policy and not its first choice.": (
-            _svg_uri(figures.actions_over_training(iterations, shares))
-        ),
+        "training": figures.training_curves(iterations, curves),
+        "training_actions": figures.actions_over_training(iterations, shares),
     }
 
 
@@ -123,13 +166,9 @@ def _template() -> Any:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        signed=signed, action_colour=figures.action_colour, p_value=_p_value, png=_png_uri
+        signed=signed, action_colour=figures.action_colour, p_value=p_value, png=_png_uri
     )
     return environment.get_template("report.html.j2")
-
-
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _svg_uri(svg: str) -> Markup:

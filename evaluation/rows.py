@@ -6,9 +6,10 @@ with every seed, in the order of its requests; a missing or doubled image is an 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +30,11 @@ SCHEMA = pa.schema(
         ("method", pa.string()),
         ("prompt", pa.string()),
         ("tier", pa.string()),
+        ("category", pa.string()),
         ("seed", pa.int64()),
         ("quality", pa.float64()),
         ("image_reward", pa.float64()),
+        ("clip_score", pa.float64()),
         ("nfe", pa.int64()),
         ("network_evals", pa.int64()),
         ("looks", pa.int64()),
@@ -47,8 +50,9 @@ SCHEMA = pa.schema(
 class ImageRow:
     """One finished image of one method.
 
-    quality is what hypotheses are decided on, image_reward the learned score of the same full-size image,
-    cost NFE plus looks at their price, seconds the share of this image in the wall time of its batch.
+    quality is what hypotheses are decided on, image_reward and clip_score are learned scores of the same
+    full-size image (None: the scorers have no CLIP), looks the images that were scored on the way to it, cost
+    NFE plus looks at their price, seconds the share of this image in the wall time of its batch.
     """
 
     method: str
@@ -64,6 +68,13 @@ class ImageRow:
     cost: float
     seconds: float
     actions: tuple[str, ...]
+    clip_score: float | None = None
+    category: str | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which of a method's images it is."""
+        return self.prompt, self.seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +100,32 @@ class MethodTable:
         return float(self.by_prompt(column).mean())
 
 
+def to_records(rows: Iterable[ImageRow]) -> list[dict[str, Any]]:
+    """Rows as SCHEMA has them."""
+    names = [field.name for field in fields(ImageRow)]
+    return [{name: getattr(row, name) for name in names} for row in rows]
+
+
+def from_records(records: Iterable[Mapping[str, Any]]) -> list[ImageRow]:
+    """Rows from what `to_records` made, whatever else the records hold."""
+    names = [field.name for field in fields(ImageRow)]
+    return [
+        ImageRow(**{**{name: record[name] for name in names}, "actions": tuple(record["actions"])})
+        for record in records
+    ]
+
+
 def write_rows(path: Path, rows: Iterable[ImageRow]) -> None:
     """Write rows as one Parquet file, whole or not at all."""
-    names = [field.name for field in fields(ImageRow)]
-    table = pa.Table.from_pylist(
-        [{name: getattr(row, name) for name in names} for row in rows], schema=SCHEMA
-    )
     with written_aside(path) as aside:
-        pq.write_table(table, aside)
+        pq.write_table(pa.Table.from_pylist(to_records(rows), schema=SCHEMA), aside)
 
 
 def read_rows(path: Path) -> list[ImageRow]:
-    """Rows of a file that `write_rows` wrote; UserError if it is damaged or something else."""
+    """Rows of a file that `write_rows` or a store wrote; UserError if it is damaged or something else.
+
+    Columns that an earlier version did not write are None.
+    """
     try:
         table = pq.read_table(path, schema=SCHEMA)
     except (pa.ArrowException, OSError) as error:
@@ -108,7 +133,7 @@ def read_rows(path: Path) -> list[ImageRow]:
         raise UserError(
             f"{path}: not a readable table of evaluated images ({reason}); delete it to go on"
         ) from error
-    return [ImageRow(**{**row, "actions": tuple(row["actions"])}) for row in table.to_pylist()]
+    return from_records(table.to_pylist())
 
 
 def tabulate(name: str, rows: Iterable[ImageRow], requests: Sequence[EpisodeRequest]) -> MethodTable:

@@ -1,7 +1,8 @@
 """Decision strips: a few images, shown at every decision with the action taken there.
 
 Always true here: which images are shown is a rule, not a choice: those at evenly spaced ranks of the
-policy's NFE, from the cheapest to the dearest. A strip file is whole or absent, and holds plain PNGs.
+policy's NFE, from the cheapest to the dearest, and the largest failures. A strip file is whole or absent, and
+holds plain PNGs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from actors.contracts import EpisodeResult, Images
+from actors.contracts import Images
 from actors.errors import UserError
 from actors.files import written_aside
 from evaluation.rows import ImageRow
+from evaluation.traces import Traced
 
 STRIPS_FILE = Path("evaluation/strips.json")
 """Where a run keeps its strips."""
@@ -30,7 +32,11 @@ LARGEST_SIDE = 192
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What was there at one decision, and what was decided. png is base64."""
+    """What was there at one decision, and what was decided. png is base64.
+
+    quality: the metric's, which the policy does not see; mask: of a refinement, as a png, white where it is
+    denoised again.
+    """
 
     action: str
     step_index: int
@@ -38,11 +44,13 @@ class Frame:
     attempt: int
     image_reward: float | None
     png: str
+    quality: float | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """One image's decisions, and the picture that was returned."""
+    """One image's decisions, and what was returned; of a failure also what it lost, and against what."""
 
     prompt: str
     tier: str | None
@@ -52,6 +60,17 @@ class Strip:
     looks: int
     frames: tuple[Frame, ...]
     png: str
+    loss: float | None = None
+    against: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An image that is to be shown, as itself or as a failure."""
+
+    row: ImageRow
+    loss: float | None = None
+    against: str | None = None
 
 
 def pick(rows: Sequence[ImageRow], count: int) -> list[ImageRow]:
@@ -61,22 +80,38 @@ def pick(rows: Sequence[ImageRow], count: int) -> list[ImageRow]:
     return [by_nfe[rank] for rank in ranks]
 
 
-def strip(row: ImageRow, result: EpisodeResult, image_HWC: Images) -> Strip:
-    """The strip of one episode that was run with `record_previews`."""
+def strip(shown: Shown, traced: Traced, place: int) -> Strip:
+    """The strip of an image that was traced, at this place among the traced ones."""
+    made, trace = traced.made, traced.traces[place]
+    result = made.episodes[place]
     assert len(result.preview_images) == len(result.decisions), "one preview a decision"
-    frames = tuple(
-        Frame(
-            action=decision.action,
-            step_index=decision.step_index,
-            nfe=decision.nfe,
-            attempt=decision.attempt,
-            image_reward=decision.image_reward,
-            png=encode_png(preview),
+    frames = []
+    for index, (decision, preview) in enumerate(zip(result.decisions, result.preview_images, strict=True)):
+        mask = traced.masks.get((result.request, index))
+        frames.append(
+            Frame(
+                action=decision.action,
+                step_index=decision.step_index,
+                nfe=decision.nfe,
+                attempt=decision.attempt,
+                image_reward=decision.image_reward,
+                png=encode_png(preview),
+                quality=trace.quality[index],
+                mask=None if mask is None else encode_png(mask),
+            )
         )
-        for decision, preview in zip(result.decisions, result.preview_images, strict=True)
-    )
+    row = made.rows[place]
     return Strip(
-        row.prompt, row.tier, row.seed, row.quality, result.nfe, result.looks, frames, encode_png(image_HWC)
+        row.prompt,
+        row.tier,
+        row.seed,
+        row.quality,
+        result.nfe,
+        result.looks,
+        tuple(frames),
+        encode_png(made.images_BHWC[place]),
+        shown.loss,
+        shown.against,
     )
 
 

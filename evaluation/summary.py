@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from evaluation.config import EvaluationConfig
-from evaluation.hypotheses import cost_follows_prompt, equal_cost, equal_quality, tier_order
+from evaluation.hypotheses import (
+    cost_follows_prompt,
+    equal_cost,
+    equal_quality,
+    refinement_beats_steps,
+    tier_order,
+)
 from evaluation.rows import ImageRow, MethodTable
 from evaluation.statistics import Resampling, holm
 
@@ -63,6 +69,7 @@ def compare(
             "H1": equal_quality(policy, baselines, resampling, config.margin, config.nfe_limit),
             "H2": equal_cost(policy, baselines, resampling),
             "H3": cost_follows_prompt(policy, baselines, resampling, tiers_P),
+            "H4": refinement_beats_steps(baselines, resampling),
         },
     }
 

@@ -10,10 +10,10 @@ from actors.contracts import EpisodeRequest
 from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.schedule import SolverName
-from evaluation.baselines import DEFAULT_BASELINES, check_baselines, config_hash, parse_baseline
+from evaluation.baselines import DEFAULT_BASELINES, check_baselines, parse_baseline
 from evaluation.bench import Bench
 from evaluation.generate import Generated, Job, generate
-from evaluation.methods import BaselineMethod
+from evaluation.methods import BaselineMethod, config_hash
 from tests.evaluation.fakes import ENGINE, FakeBackbone, open_fake_bench
 
 REQUESTS = tuple(EpisodeRequest(f"prompt {index}", 100 + index, "1") for index in range(7))
@@ -114,7 +114,15 @@ def test_distilled_models_step_as_they_were_distilled_for(
 
 
 @pytest.mark.parametrize(
-    ("name", "solver"), [("ddim-50", "flow_euler"), ("lcm-4", "flow_euler"), ("euler-4", "ddim")]
+    ("name", "solver"),
+    [
+        ("ddim-50", "flow_euler"),
+        ("lcm-4", "flow_euler"),
+        ("unipc-4", "flow_euler"),
+        ("fk-2@4", "flow_euler"),
+        ("sag-4", "flow_euler"),
+        ("oracle-stop@euler-4", "ddim"),
+    ],
 )
 def test_a_baseline_of_another_kind_of_model_is_one_line(name: str, solver: SolverName) -> None:
     with pytest.raises(

@@ -41,7 +41,7 @@ def _fake_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ValueError("no 'clip' in it")
         return [OneScore()]
 
-    backbones = SimpleNamespace(load_backbone=lambda config: FakeBackbone(identity=config.name))
+    backbones = SimpleNamespace(load_with_pipeline=lambda config: (None, FakeBackbone(identity=config.name)))
     monkeypatch.setitem(sys.modules, "actors.backbones.loading", backbones)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "rewards_service.world", SimpleNamespace(load_scorers=load_scorers))  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from actors.errors import UserError
 from evaluation.bench import Bench
 from evaluation.config import EvaluationConfig
 from evaluation.evaluate import evaluate, evaluation_requests
-from evaluation.generate import jobs_of, run_jobs
+from evaluation.generate import Workers, jobs_of, run_jobs
 from evaluation.methods import read_policy
 from evaluation.report import write_report
 from evaluation.rows import IMAGES_FILE, read_rows
@@ -29,6 +29,7 @@ CONFIG = EvaluationConfig(
     slots=4,
     workers=1,
     strips=3,
+    traced=5,
 )
 IMAGES = 4 * 3 * 2
 
@@ -80,7 +81,7 @@ def test_summary_has_the_promised_keys_and_true_numbers(tmp_path: Path, recipe: 
         assert method["seconds"] > 0
     for hypothesis in summary["hypotheses"].values():
         assert {"estimate", "ci95", "passed", "statement"} <= set(hypothesis)
-    assert set(summary["hypotheses"]) == {"H1", "H2", "H3"}
+    assert set(summary["hypotheses"]) == {"H1", "H2", "H3", "H4"}
     assert sum(summary["actions"].values()) == pytest.approx(1)
     assert (summary["model_version"], summary["seed"]) == ("7", 0)
     assert summary["baselines"]["best-of-2@4"]["nfe"] == 8
@@ -99,7 +100,7 @@ def test_summary_has_the_promised_keys_and_true_numbers(tmp_path: Path, recipe: 
     assert write_report(tmp_path / "run").stat().st_size > 10_000
 
 
-def test_a_second_evaluation_makes_only_the_policys_images_and_says_the_same(
+def test_a_second_evaluation_makes_nothing_but_the_traced_images_and_says_the_same(
     tmp_path: Path, bench: Bench, recipe: Any
 ) -> None:
     folder = saved_policy(tmp_path / "policy")
@@ -107,9 +108,11 @@ def test_a_second_evaluation_makes_only_the_policys_images_and_says_the_same(
     spent = denoised(bench)
     again = evaluate(folder, tmp_path / "again", CONFIG, recipe=recipe)
     assert without_times(first) == without_times(again)
-    assert (first["config"]["reused_images"], again["config"]["reused_images"]) == (0, 4 * IMAGES)
-    policys_own = denoised(bench) - spent
-    assert policys_own == spent - IMAGES * (50 + 4 + 8 + 8)
+    assert (first["config"]["reused_images"], again["config"]["reused_images"]) == (0, 5 * IMAGES)
+    traced = denoised(bench) - spent
+    policys_own = IMAGES * first["policy"]["nfe"]
+    assert spent == pytest.approx(IMAGES * (50 + 4 + 8 + 8) + policys_own + traced)
+    assert traced < policys_own
     assert first["baselines"]["ddim-50"]["seconds"] == again["baselines"]["ddim-50"]["seconds"]
 
 
@@ -117,16 +120,16 @@ def test_more_prompts_reuse_the_rows_there_are_and_make_the_rest(
     tmp_path: Path, bench: Bench, recipe: Any
 ) -> None:
     folder = saved_policy(tmp_path / "policy")
-    few = replace(CONFIG, baselines=("dpmpp-4",), strips=0, seeds=1)
+    few = replace(CONFIG, baselines=("dpmpp-4",), strips=0, traced=0, seeds=1)
     evaluate(folder, tmp_path / "few", few, recipe=recipe)
     more = evaluate(folder, tmp_path / "more", replace(few, seeds=2), recipe=recipe)
-    assert more["config"]["reused_images"] == IMAGES // 2
+    assert more["config"]["reused_images"] == 2 * (IMAGES // 2)
     assert more["baselines"]["dpmpp-4"]["nfe"] == 4
     assert not (tmp_path / "more" / STRIPS_FILE).exists()
 
 
 def test_other_weights_or_options_reuse_nothing(tmp_path: Path) -> None:
-    config = replace(CONFIG, baselines=("dpmpp-4", "best-of-2@4"), strips=0)
+    config = replace(CONFIG, baselines=("dpmpp-4", "best-of-2@4"), strips=0, traced=0)
 
     def reused(bench: Bench, name: str, **metadata: Any) -> int:
         folder = saved_policy(tmp_path / name, **metadata)
@@ -139,16 +142,17 @@ def test_other_weights_or_options_reuse_nothing(tmp_path: Path) -> None:
     assert reused(open_fake_bench(), "c", engine={**engine, "guidance_scale": 2.0}) == 0
     # The price of a look changes the cost of best-of-2 and nothing of dpmpp-4.
     assert reused(open_fake_bench(), "d", engine={**engine, "look_price": 0.7}) == IMAGES
+    assert reused(open_fake_bench(), "e") == 3 * IMAGES, "the same policy, under another folder's name"
 
 
-def test_rows_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+def test_rows_do_not_depend_on_the_number_of_processes(tmp_path: Path, ray_session: None) -> None:
     policy = read_policy(saved_policy(tmp_path / "policy"), greedy=True, seed=0)
     requests = [EpisodeRequest(f"prompt {index}", index) for index in range(20)]
     jobs = jobs_of(policy, requests, slots=2)
     assert len(jobs) == 3
 
     def rows(workers: int) -> list[Any]:
-        made = [row for _, chunk in run_jobs(open_fake_bench, jobs, workers) for row in chunk]
+        made = [row for _, chunk in run_jobs(open_fake_bench, jobs, Workers(workers)) for row in chunk]
         return sorted((replace(row, seconds=0.0) for row in made), key=lambda row: row.seed)
 
     assert rows(1) == rows(2)
@@ -157,12 +161,17 @@ def test_rows_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
 def test_prompts_are_distinct_and_no_two_share_a_seed(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     things = {"easy": "ccde", "hard": "cfgh"}  # of what is there twice the first counts
-    lines = [{"prompt": f"a {thing}", "tier": tier} for tier in things for thing in things[tier]]
+    lines = [
+        {"prompt": f"a {thing}", "tier": tier, "Category": f"about {thing}"}
+        for tier in things
+        for thing in things[tier]
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = replace(CONFIG, prompts=str(path), prompts_per_tier=2, seeds=3)
     requests = evaluation_requests(config)
     assert [request.prompt for request in requests[::3]] == ["a c", "a d", "a f", "a g"]
     assert {request.prompt for request in requests[:3]} == {"a c"}
+    assert {request.category for request in requests[:3]} == {"about c"}
     assert len({request.seed for request in requests}) == 12
     assert requests == evaluation_requests(config)
     assert {request.seed for request in evaluation_requests(replace(config, seed=1))}.isdisjoint(
@@ -204,7 +213,7 @@ def test_an_impossible_option_is_named(options: dict[str, Any]) -> None:
         EvaluationConfig(**options)
 
 
-def test_a_run_that_breaks_off_keeps_its_baselines(tmp_path: Path, bench: Bench) -> None:
+def test_a_run_that_breaks_off_keeps_what_it_made(tmp_path: Path, bench: Bench) -> None:
     def breaks_at(limit: int) -> Callable[..., None]:
         def progress(method: str, done: int, total: int) -> None:
             if done >= limit:
@@ -217,4 +226,5 @@ def test_a_run_that_breaks_off_keeps_its_baselines(tmp_path: Path, bench: Bench)
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, tmp_path / "run", CONFIG, progress=breaks_at(2 * IMAGES), **arguments)
     assert not (tmp_path / "run" / "summary.json").exists()
-    assert evaluate(folder, tmp_path / "run", CONFIG, **arguments)["config"]["reused_images"] == IMAGES
+    again = evaluate(folder, tmp_path / "run", CONFIG, **arguments)
+    assert again["config"]["reused_images"] == 2 * IMAGES

@@ -2,18 +2,23 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from actors.errors import UserError
 from evaluation.figures import action_colour, pareto
 from evaluation.headline import opening_sentence
-from evaluation.report import read_summary, training_rows, write_report
+from evaluation.report import FIGURES_FOLDER, write_report
 from evaluation.rows import IMAGES_FILE, write_rows
+from evaluation.run_files import read_summary, training_rows
 from evaluation.strips import STRIPS_FILE, Frame, Strip, encode_png, write_strips
+from evaluation.tables import TABLES_FOLDER
+from evaluation.traces import TRACES_FILE, Trace, write_traces
+from evaluation.transfer import TRANSFER_FILE, TransferCell
 from tests.evaluation import synthetic
 
 HOSTILE = "<script>alert('x')</script> \"><img src=x onerror=alert(1)> {{ 7*7 }} & $\\frac{"
@@ -55,11 +60,34 @@ def write_run(run_dir: Path, quality: float = 0.655, prompt: str = "a red circle
             method["per_tier"][tier] = method["per_tier"].pop("1")
     run_dir.mkdir(parents=True)
     (run_dir / "summary.json").write_text(json.dumps(summary))
-    renamed = [replace(row, tier=tier) if row.tier == "1" else row for row in rows]
+    renamed = [
+        replace(
+            row, tier=tier if row.tier == "1" else row.tier, category="Animals" if row.tier == "2" else prompt
+        )
+        for row in rows
+    ]
     write_rows(run_dir / IMAGES_FILE, renamed)
     png = encode_png(synthetic.picture())
-    frames = tuple(Frame(action, 0, 3, 2, 0.5, png) for action in ("look", "restart", "stop"))
-    write_strips(run_dir / STRIPS_FILE, [Strip(prompt, tier, 1, 0.5, 3, 1, frames, png)])
+    frames = tuple(
+        Frame(action, 0, 3, 2, 0.5, png, 0.25, png if action == "refine" else None)
+        for action in ("look", "restart", "refine", "stop")
+    )
+    strips = [
+        Strip(prompt, tier, 1, 0.5, 3, 1, frames, png),
+        Strip(prompt, tier, 1, 0.5, 3, 1, frames, png, 0.375, "dpmpp-10"),
+    ]
+    write_strips(run_dir / STRIPS_FILE, strips)
+    write_traces(
+        run_dir / TRACES_FILE,
+        [Trace(prompt, 1, tier, (3, 4, 4), (0.2, 0.4, 0.4), ("continue", "stop"))],
+    )
+    cells = [
+        TransferCell(
+            "world-2", "ddim-7", prompt, False, 0.5, 7.0, 7.5, (0.1, 0.05, 0.2), True, (0.97, 0.96, 0.99)
+        ),
+        TransferCell("world-3", "ddim-7", prompt, False, failed="its widths differ"),
+    ]
+    (run_dir / TRANSFER_FILE).write_text(json.dumps([asdict(cell) for cell in cells]))
     rows_of_training = [
         {
             "iteration": i,
@@ -95,9 +123,39 @@ def test_report_opens_with_the_truth_and_shows_all_numbers(tmp_path: Path) -> No
         assert f"{numbers['quality']:.3f}" in reader.text
     for verdict in summary["hypotheses"].values():
         assert verdict["statement"] in reader.text
-    assert reader.text.count("passed") == 3
-    assert reader.tags.count("figure") == 6
+    assert reader.tags.count("figure") == 8
     assert {"look", "restart", "stop"} <= set(re.findall(r"\w+", reader.text))
+    assert "0.375 less than dpmpp-10" in reader.text
+    assert "What was refined" in reader.text
+    assert "its widths differ" in reader.text
+    for gate in ("G0", "G1", "G2", "G3", "G4"):
+        assert gate in reader.text
+
+
+def verdicts_of(html: str) -> dict[str, str]:
+    """Outcome by the heading that it stands beside."""
+    return dict(re.findall(r'(?:<h3>|<dt>)(\w+) \s*<span class="verdict \w+">([\w ]+)<', html))
+
+
+def test_figures_are_files_too_and_tables_are_markdown_and_latex(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", prompt=HOSTILE)
+    write_report(run_dir)
+    svgs = sorted(path.stem for path in (run_dir / FIGURES_FOLDER).glob("*.svg"))
+    pngs = sorted((run_dir / FIGURES_FOLDER).glob("*.png"))
+    assert [path.stem for path in pngs] == svgs
+    assert {"pareto_nfe", "trajectories", "nfe_per_category"} <= set(svgs)
+    for path in pngs:
+        with Image.open(path) as picture:
+            assert picture.width > 800
+    for name in ("methods", "hypotheses", "gates", "transfer"):
+        lines = (run_dir / TABLES_FOLDER / f"{name}.md").read_text().splitlines()[2:]
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+        assert len(widths) == 1, f"{name}.md: a cell broke the table"
+        latex = (run_dir / TABLES_FOLDER / f"{name}.tex").read_text()
+        body = latex.split("\\midrule")[1].split("\\bottomrule")[0].strip().splitlines()
+        assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
+        assert not re.search(r"(?<!\\)[%#_]", body[-1])
+    assert "dpmpp-10" in (run_dir / TABLES_FOLDER / "methods.md").read_text()
 
 
 def test_report_needs_nothing_from_outside_and_runs_nothing(tmp_path: Path) -> None:
@@ -122,22 +180,35 @@ def test_verdicts_that_failed_or_could_not_be_tested_are_said_to_be_so(tmp_path:
     summary["hypotheses"]["H1"] |= {"estimate": None, "ci95": None, "p": None, "passed": None}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     html = write_report(run_dir).read_text()
-    verdicts = re.findall(r'class="verdict (\w+)">([\w ]+)<', html)
-    assert verdicts == [("none", "not tested"), ("no", "failed"), ("yes", "passed")]
+    outcomes = verdicts_of(html)
+    assert {name: outcomes[name] for name in ("H1", "H2", "H3", "H4")} == {
+        "H1": "not measured",
+        "H2": "failed",
+        "H3": "passed",
+        "H4": "not measured",
+    }
+    assert {name: outcomes[name] for name in ("G0", "G2", "G3", "G4")} == {
+        "G0": "not measured",
+        "G2": "not measured",
+        "G3": "not measured",
+        "G4": "passed",
+    }
     assert "Nothing was saved: " in html
 
 
 def test_report_without_training_strips_and_tiers(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run")
     (run_dir / "progress.jsonl").unlink()
-    (run_dir / STRIPS_FILE).unlink()
+    for file in (STRIPS_FILE, TRACES_FILE, TRANSFER_FILE):
+        (run_dir / file).unlink()
     summary = json.loads((run_dir / "summary.json").read_text())
     for method in (summary["policy"], *summary["baselines"].values()):
         method["per_tier"] = {}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     reader = read(write_report(run_dir))
     assert "Training" not in reader.text
-    assert "image by image" not in reader.text
+    for title in ("Decisions, image by image", "failed most", "was refined", "on the way", "Zero-shot"):
+        assert title not in reader.text
     assert "Per tier" not in reader.text
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ class Run:
             episodes_per_request=config.algorithm.episodes_per_request,
             branch_share=config.algorithm.branch_share,
             memo_mib=resources.memo_mib,
+            kept=world.kept if resources.num_env_runners == 0 else None,
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,
@@ -170,8 +171,17 @@ class Run:
 
     # -- the iterations ------------------------------------------------------------------------------
 
-    def iterate(self, stop: StopRequest) -> str:
+    def iterate(self, stop: StopRequest | None = None) -> str:
         """Iterations until the last one or until something ends the run; gives what ended it."""
+        rows = self.iterations(stop)
+        while True:
+            try:
+                next(rows)
+            except StopIteration as end:
+                return str(end.value)
+
+    def iterations(self, stop: StopRequest | None = None) -> Generator[dict[str, Any], None, str]:
+        """The same one iteration at a time: gives their rows, and in the end what ended it."""
         rows = self._log.begin(self.iteration + 1)
         self._guards.begin(rows)
         self._watch.begin(self.iteration + 1)
@@ -193,6 +203,7 @@ class Run:
                 self._save_checkpoint()
                 saved_at = self.iteration
             ended = ended or self._over(stop)
+            yield row
         if saved_at < self.iteration:
             self._save_checkpoint()
         return ended

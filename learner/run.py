@@ -35,7 +35,7 @@ from learner.env_runners import EnvRunners
 from learner.events import EventLog
 from learner.gradients import check_skipped
 from learner.guards import Guards, StopRequest, TrainingFailure, check_finite
-from learner.held_out import HeldOutWatch, held_out_requests
+from learner.held_out import HeldOutWatch, best_actions, held_out_requests
 from learner.ppo import set_schedules
 from learner.progress import iteration_row
 from learner.reference_runs import ReferenceRuns
@@ -213,6 +213,10 @@ class Run:
         if warning is not None and not self._budget_warned:
             self.events.record("budget", warning)
         self._budget_warned = warning is not None
+
+    def best_actions(self, requests: Sequence[EpisodeRequest]) -> list[HeldOutEpisode]:
+        """The present policy without chance on requests of one's own, scored as the watch scores."""
+        return best_actions(self._runners, requests, self.config.watch.score)
 
     def _over(self, stop: StopRequest | None) -> str | None:
         """Whether the last iteration was the last one, or somebody asks to end."""

@@ -1,7 +1,7 @@
 """How many trials may run at a time: as many as fit into the memory that the first one was seen to need.
 
-CPUs and GPUs are Ray's to count, by what a trial asks for. Memory is measured: the first trial runs alone until
-it has reported what its processes hold at most, and what its memos may still grow by.
+CPUs and GPUs are Ray's to count, by what a trial asks for. Memory is measured: the first trial runs alone
+until it has reported what its processes hold at most, and what its memos may still grow by.
 
 Always true here: one trial may always run; a limit that was found is never raised, as trials only grow.
 """
@@ -43,11 +43,11 @@ class Admission:
         """Whether another trial may start beside those that run: one, until the first has reported."""
         return running == 0 or running < (self.limit or 1)
 
-    def learn(self, report: Mapping[str, Any]) -> None:
-        """Take what a running trial reports."""
+    def learn(self, report: Mapping[str, Any], running: int) -> None:
+        """Take what one of the running trials reports."""
         if MEMORY not in report:
             return
-        fits = 1 + math.floor((report[FREE] - self.reserve_gib * GIB) / max(report[MEMORY], 1.0))
+        fits = running + math.floor((report[FREE] - self.reserve_gib * GIB) / max(report[MEMORY], 1.0))
         limits = [max(fits, 1) * self.nodes]
         if report.get(GPU):
             limits.append(max(math.floor(self.gpus / report[GPU]), 1))

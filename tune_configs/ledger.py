@@ -1,10 +1,11 @@
 """What has become of a sweep's trials: one row of JSON for each that ended, in the sweep's folder.
 
-Tune keeps an experiment's state to restore it; that state is its own, is pickled, and begins trials anew that were
-under way. What counts here is smaller: which trials have ended, and with what.
+Tune keeps an experiment's state to restore it; that state is its own, is pickled, and begins trials anew
+that were under way. What counts here is smaller: which trials have ended, and with what.
 
-Always true here: a row is written as soon as its trial has ended, whole or not at all; the last row of a trial
-counts; a trial is done if it finished or was stopped, and a failed one is tried again by a resumed sweep.
+Always true here: a row is written as soon as its trial has ended, whole or not at all; the last row of a
+trial counts; a trial is done if it finished or was stopped, and a failed one is tried again by a resumed
+sweep.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ Status = Literal["finished", "stopped", "failed"]
 class Outcome:
     """A trial that ended.
 
-    status: stopped is by the scheduler, before its end; ended: how its training ended, as `learner.train` says;
-    measured: on the judge's prompts, of a finished one; watched: numbers of its last held-out watch
-    (utility, quality, nfe, cost), where it had one; seconds: of this trial in its process, all attempts.
+    status: stopped is by the scheduler, before its end; ended: how its training ended, as `learner.train`
+    says; measured: on the judge's prompts, of a finished one; watched: numbers of its last held-out watch
+    (utility, quality, nfe, cost), where it had one; seconds: of the attempt that ended it. error: of a
+    failed one, in a line.
     """
 
     spec: TrialSpec

@@ -101,7 +101,7 @@ def compose_offline(overrides: Sequence[str] = ()) -> OfflineConfig:
 
 
 def changed(tree: Mapping[str, Any], overrides: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    """A mapping with `overrides` applied, "OPTION=VALUE" or "@FILE", of the options known. Raises UserError."""
+    """A mapping with `overrides` applied, OPTION=VALUE or @FILE, of the options known. Raises UserError."""
     _, values = _split(overrides, known, {})
     return _with_values(dict(tree), values)
 

@@ -2,12 +2,12 @@
 
     utility = mean over prompts and noises of  score(finished image) - price * cost
 
-score is the raw reward model's score that `watch.score` names, the same for all trials; cost is in NFE, looks at
-`engine.look_price` included; price is `rewards_service.arithmetic.HELD_OUT_PRICE`.
+score is the raw reward model's score that `watch.score` names, the same for all trials; cost is in NFE,
+looks at `engine.look_price` included; price is `rewards_service.arithmetic.HELD_OUT_PRICE`.
 
-Always true here: a trial's reward weights, its price of an NFE and its sigma do not appear; prompts are held out
-(of the embedded world the validation split, never the test split), their noises are other than the watch's that
-early stopping and training's guards see; the exact verifier has no say.
+Always true here: a trial's reward weights, its price of an NFE and its sigma do not appear; prompts are
+held out (of the embedded world the validation split, never the test split), their noises are other than the
+watch's that early stopping and training's guards see; the exact verifier has no say.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The trials of a sweep: each a training's whole configuration, composed and compared before anything starts.
 
-Always true here: trials are judged alike, so what judges them, what an image costs and what is trained on are the
-same in all; two variants that come to the same configuration are one trial with two labels; the same files
-and overrides give the same trials, whatever has been run of them.
+Always true here: trials are judged alike, so what judges them, what an image costs and what is trained on
+are the same in all; two variants that come to the same configuration are one trial with two labels; the
+same files and overrides give the same trials, whatever has been run of them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from actors.errors import UserError
 from learner.config import RunConfig
+from learner.held_out import held_out_requests
 from tune_configs.loading import compose
 from tune_configs.sweep_config import Dimension, Scalar, SweepConfig
 from tune_configs.sweep_files import Sweep
@@ -27,6 +28,7 @@ from tune_configs.sweep_files import Sweep
 Configure = Callable[[Sequence[str]], RunConfig]
 _ALIKE = ("watch", "prompts", "backbone", "rewards", "resources", "runs_dir")
 """Sections that all trials share."""
+_NO_MATTER = ("name", "runs_dir", "registry", "progress", "checkpoints", "resources", "rewards")
 _DIGITS = 10
 
 
@@ -34,9 +36,9 @@ _DIGITS = 10
 class TrialSpec:
     """One training of a sweep.
 
-    id: its folder; labels: "PART/VARIANT", more than one where variants are the same training; overrides: what
-    it is composed of; values: of the options that the sweep varies, as far as it has a space; key: differs
-    whenever the configuration does, but for name and place.
+    id: its folder; labels: "PART/VARIANT", more than one where variants are the same training; overrides:
+    what it is composed of; values: of the options that the sweep varies, as far as it has a space; key:
+    differs whenever the configuration does, but for name and place.
     """
 
     id: str
@@ -49,7 +51,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep's trials are: a folder for each in `folder`; tracking_uri: MLflow's, of the whole sweep."""
+    """Where a sweep's trials are: a folder for each in `folder`; tracking_uri: MLflow's, of all of them."""
 
     folder: Path
     tracking_uri: str
@@ -89,13 +91,19 @@ class Planner:
         self._configure = configure
         first = next(iter(sweep.parts.values()))
         self.base = configure([*first.base, *overrides])
+        if self.base.watch.split == "test":
+            raise UserError(
+                "watch.split=test: give another split; nothing is chosen by what results are told on"
+            )
+        if self.base.watch.keep != "last":
+            raise UserError(f"watch.keep={self.base.watch.keep}: give last, which is what sweeps judge")
         self._check_watch()
 
     def trials(self) -> list[TrialSpec]:
         """All trials that can be told beforehand: of variants, of a grid, or drawn from a space.
 
-        Of a sweep whose searcher chooses, those are none. Raises UserError for a trial that cannot be, or that
-        could not be compared with the others.
+        Of a sweep whose searcher chooses, those are none. Raises UserError for a trial that cannot be, or
+        that could not be compared with the others.
         """
         found: dict[tuple[str, int], TrialSpec] = {}
         for part, config in self.sweep.parts.items():
@@ -122,18 +130,23 @@ class Planner:
         if changed is not None:
             raise UserError(f"{label}: changes {changed}, which all trials share; give it for all of them")
         trial_id = f"{label.replace('/', '-')}-s{seed}"
-        return TrialSpec(trial_id, (label,), seed, whole, dict(values), config_key(config))
+        return TrialSpec(trial_id, (label,), seed, whole, dict(values), config_key(config.as_dict()))
 
     def _check_watch(self) -> None:
         """Early stopping judges on the held-out watch, so there has to be one, on enough prompts."""
-        config, watch = self.sweep.config, self.base.watch
+        config, fewest = self.sweep.config, self.sweep.config.judge.fewest_prompts
         if config.scheduler == "none":
             return
-        fewest = config.judge.fewest_prompts
-        if watch.every == 0 or watch.prompts < fewest:
+        held_out = len(held_out_requests(self.base)) if self.base.watch.every else 0
+        if held_out < fewest:
             raise UserError(
-                f"sweep.scheduler={config.scheduler}: would judge on {watch.prompts if watch.every else 0} "
-                f"held-out prompts; give watch.every and watch.prompts={fewest} (sweep.judge.fewest_prompts)"
+                f"sweep.scheduler={config.scheduler}: would judge on {held_out} held-out prompts; "
+                f"give watch.every, and watch.prompts={fewest} (sweep.judge.fewest_prompts) or more"
+            )
+        if config.scheduler == "asha" and config.grace >= self.base.ppo.iterations:
+            raise UserError(
+                f"sweep.grace={config.grace}: give less than ppo.iterations={self.base.ppo.iterations}, "
+                "or no trial is ever stopped"
             )
 
 
@@ -142,11 +155,9 @@ def overrides_of(values: Mapping[str, Scalar]) -> list[str]:
     return [f"{option}={_plain(value)}" for option, value in values.items()]
 
 
-def config_key(config: RunConfig) -> str:
-    """Hex digits of all options that a training's outcome may depend on."""
-    told = config.as_dict()
-    for section in ("name", "runs_dir", "registry", "progress", "checkpoints", "resources", "rewards"):
-        del told[section]
+def config_key(config: Mapping[str, Any]) -> str:
+    """Hex digits of all options that a training's outcome may depend on; `config` as plain data."""
+    told = {name: value for name, value in config.items() if name not in _NO_MATTER}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
 

@@ -1,7 +1,7 @@
 """What a sweep or an ablation is, typed: which trainings, how each is judged, and how many run at a time.
 
-Always true: a config that exists is usable; every impossible value was refused by name. Nothing here knows what
-may be varied: a trial's own options are checked where they are composed.
+Always true: a config that exists is usable; every impossible value was refused by name. Nothing here knows
+what may be varied: a trial's own options are checked where they are composed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Scheduler = Literal["none", "asha", "pbt"]
 """none: every trial to its end. asha: asynchronous successive halving (Li et al. 2020). pbt: population based
 training (Jaderberg et al. 2017)."""
 Searcher = Literal["none", "optuna"]
-"""none: a grid, or draws from the space. optuna: its TPE sampler (Bergstra et al. 2011; Akiba et al. 2019)."""
+"""none: grid or draws. optuna: its TPE sampler (Bergstra et al. 2011, Akiba et al. 2019)."""
 Metric = Literal["utility", "quality", "nfe", "cost"]
 """What trials are ranked by; the last two are better the lower they are."""
 LOWER_IS_BETTER: tuple[Metric, ...] = ("nfe", "cost")
@@ -69,7 +69,9 @@ class JudgeConfig:
             _at_least(option, getattr(self, option), least)
         _at_least("resamples", self.resamples, 100)
         if self.prompts < self.fewest_prompts:
-            raise ValueError(f"prompts: {self.prompts}; accepted: fewest_prompts={self.fewest_prompts} or more")
+            raise ValueError(
+                f"prompts: {self.prompts}; accepted: fewest_prompts={self.fewest_prompts} or more"
+            )
 
 
 @dataclass(frozen=True)

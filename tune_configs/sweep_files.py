@@ -52,9 +52,7 @@ def read_sweep(group: str, file: str, overrides: Sequence[str] = ()) -> Sweep:
     return as_sweep(group, file, _content(group, file), overrides)
 
 
-def as_sweep(
-    group: str, file: str, content: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> Sweep:
+def as_sweep(group: str, file: str, content: Mapping[str, Any], overrides: Sequence[str] = ()) -> Sweep:
     """The sweep that a mapping describes, as a file holds it. Raises UserError."""
     config = _config(content, overrides)
     parts = {part: _config(_content(group, part), ()) for part in config.parts}
@@ -82,7 +80,5 @@ def _content(group: str, file: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {
-            str(key): _plain(item) for key, item in value.items() if item is not None and item != ()
-        }
+        return {str(key): _plain(item) for key, item in value.items() if item is not None and item != ()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,332 @@
+"""Runs a sweep on Ray Tune: its trials share one rewards service, and one machine's memory.
+
+Always true here: what can be found wrong is found before Ray starts; a trial that has ended is in the
+ledger before the next one begins, so that whatever ends a sweep, going on with it runs only what is
+missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+
+from actors.errors import UserError
+from actors.files import written_aside
+from learner import session
+from learner.config import RunConfig
+from rewards_service import service
+from tune_configs.admission import Admission
+from tune_configs.ledger import Ledger, Outcome
+from tune_configs.objective import Measured, judged_requests
+from tune_configs.plan import Place, Planner, TrialSpec
+from tune_configs.search import Handout, Planned, Proposed, Source
+from tune_configs.sweep_config import Dimension, SweepConfig
+from tune_configs.sweep_files import Sweep, as_sweep, sweep_to_dict
+from tune_configs.trial import OBJECTIVE, SPEC, OpenWorld, PolicyTrial
+
+FILE = "sweep.yaml"
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and the trials' own files have it all
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # of a trial that failed
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep that has been found possible; specs: the trials that are known beforehand."""
+
+    sweep: Sweep
+    overrides: tuple[str, ...]
+    folder: Path
+    tracking_uri: str
+    planner: Planner
+    specs: list[TrialSpec]
+
+    @property
+    def base(self) -> RunConfig:
+        """What all trials have in common."""
+        return self.planner.base
+
+
+Report = Callable[[str], None]
+
+
+def prepare(sweep: Sweep, overrides: Sequence[str], folder: Path, tracking_uri: str) -> Prepared:
+    """Compose every trial and look at what judges them. Raises UserError."""
+    planner = Planner(sweep, overrides)
+    judged_requests(planner.base, sweep.config.judge)
+    return Prepared(sweep, tuple(overrides), folder, tracking_uri, planner, planner.trials())
+
+
+def stored(folder: Path) -> tuple[Sweep, tuple[str, ...]]:
+    """The sweep that a folder holds, with its overrides. Raises UserError."""
+    try:
+        content = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
+        sweep = as_sweep(content["group"], content["file"], content["config"])
+        return sweep, tuple(content["overrides"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: holds no sweep; give one that `addiffusion tune` has made") from error
+
+
+def run_sweep(
+    prepared: Prepared, report: Report = lambda line: None, *, open_world: OpenWorld | None = None
+) -> dict[str, Outcome]:
+    """Run what is missing of a sweep; gives the outcomes of all trials that ended, by their id.
+
+    open_world: how a trial opens backbone and rewards; None starts one rewards service for all of them.
+    Raises UserError for what the cluster has no room for.
+    """
+    folder, config = prepared.folder, prepared.sweep.config
+    _write(prepared)
+    ledger = Ledger(folder)
+    missing = [spec for spec in prepared.specs if not ledger.done(spec)]
+    if config.searcher == "none" and not missing:
+        return ledger.outcomes
+    bundles = trial_bundles(prepared.base, config)
+    needed = _needed(prepared.base, open_world is None)
+    cpus = max(os.cpu_count() or 1, math.ceil(needed["CPU"] + sum(each["CPU"] for each in bundles)))
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    with session.connected(prepared.base.resources.address, prepared.base.resources.num_cpus or cpus):
+        check_room(bundles, needed, ray.cluster_resources())
+        with _world(prepared.base, open_world) as opened:
+            admission = Admission(
+                config.memory_reserve_gib,
+                nodes=sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()),
+                gpus=ray.cluster_resources().get("GPU", 0.0),
+                most=config.max_concurrent,
+            )
+            source = Proposed(prepared.planner, ledger) if config.searcher == "optuna" else Planned(missing)
+            _tuner(prepared, bundles, opened, missing, source, admission, ledger, report).fit()
+    return ledger.outcomes
+
+
+def trial_bundles(base: RunConfig, config: SweepConfig) -> list[dict[str, float]]:
+    """What Ray reserves for a trial: its own process, and one bundle for each of its env runners."""
+    resources = base.resources
+    own = {"CPU": config.cpus_per_trial}
+    if resources.num_env_runners == 0:
+        return [own | {"GPU": resources.gpus_per_env_runner}]
+    runner = {"CPU": resources.cpus_per_env_runner, "GPU": resources.gpus_per_env_runner}
+    return [own | {"GPU": 0.0}] + [runner] * resources.num_env_runners
+
+
+def check_room(
+    bundles: Sequence[Mapping[str, float]], needed: Mapping[str, float], there: Mapping[str, float]
+) -> None:
+    """UserError if not even one trial fits beside the rewards service: `needed` is the service's."""
+    for kind, option in (("GPU", "resources.gpus_per_env_runner"), ("CPU", "sweep.cpus_per_trial")):
+        asked = sum(bundle[kind] for bundle in bundles)
+        left = there.get(kind, 0.0) - needed[kind]
+        if asked > left + 1e-9:
+            raise UserError(
+                f"{option}: one trial asks for {asked:g} {kind}s, and {max(left, 0.0):g} of "
+                f"{there.get(kind, 0.0):g} are left beside the rewards service's {needed[kind]:g}"
+            )
+
+
+def _needed(base: RunConfig, own_service: bool) -> dict[str, float]:
+    """CPUs and GPUs of the rewards service, if the sweep starts one."""
+    if not own_service or base.rewards.service is not None:
+        return {"CPU": 0.0, "GPU": 0.0}
+    pools = [pool.config for pool in session.reward_pools(base)]
+    return {
+        "CPU": sum((pool.replicas or 1) * (pool.cpus or 0.0) for pool in pools),
+        "GPU": sum((pool.replicas or 1) * (pool.gpus or 0.0) for pool in pools),
+    }
+
+
+@contextlib.contextmanager
+def _world(base: RunConfig, given: OpenWorld | None) -> Iterator[OpenWorld]:
+    """How trials open their world: all of them with one rewards service, which ends with the sweep."""
+    if given is not None:
+        yield given
+        return
+    if base.rewards.service is not None:
+        yield session.world
+        return
+    name, replicas = f"sweep-{uuid.uuid4().hex[:8]}", []
+    try:
+        try:
+            replicas = service.start(name, session.reward_pools(base))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        yield functools.partial(_joined, name)
+    finally:
+        for replica in replicas:
+            ray.kill(replica)
+
+
+@contextlib.contextmanager
+def _joined(name: str, config: RunConfig) -> Iterator[session.World]:
+    with session.world(replace(config, rewards=replace(config.rewards, service=name))) as world:
+        yield world
+
+
+def _tuner(
+    prepared: Prepared,
+    bundles: Sequence[dict[str, float]],
+    open_world: OpenWorld,
+    missing: Sequence[TrialSpec],
+    source: Source,
+    admission: Admission,
+    ledger: Ledger,
+    report: Report,
+) -> tune.Tuner:
+    config = prepared.sweep.config
+    place = Place(prepared.folder.absolute(), prepared.tracking_uri)
+    trainable = tune.with_resources(
+        tune.with_parameters(PolicyTrial, sweep=config, place=place, open_world=open_world),
+        tune.PlacementGroupFactory([{kind: n for kind, n in each.items() if n} or {} for each in bundles]),
+    )
+    population = config.scheduler == "pbt"
+    space: dict[str, Any] = {}
+    if population:
+        space = {SPEC: tune.grid_search(list(missing))}
+        space |= {name: tune.sample_from(functools.partial(_planned_value, name)) for name in config.space}
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=OBJECTIVE,
+            mode="max",
+            search_alg=None if population else Handout(source, admission),
+            scheduler=_scheduler(config, prepared.base.ppo.iterations),
+            num_samples=1 if population else -1,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(prepared.folder.absolute()),
+            callbacks=[_Recorder(ledger, report, len(missing) or config.trials)],
+            failure_config=tune.FailureConfig(max_failures=config.max_failures),
+            verbose=0,
+        ),
+    )
+
+
+def _scheduler(config: SweepConfig, iterations: int) -> TrialScheduler:
+    if config.scheduler == "asha":
+        return ASHAScheduler(
+            time_attr="iteration",
+            max_t=iterations + 1,  # the last report is the trial's own end
+            grace_period=config.grace,
+            reduction_factor=config.reduction_factor,
+        )
+    if config.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr="iteration",
+            perturbation_interval=config.perturbation_interval,
+            hyperparam_mutations={name: _domain(one) for name, one in config.space.items()},
+        )
+    return FIFOScheduler()
+
+
+def _domain(dimension: Dimension) -> Any:
+    if dimension.uniform is not None:
+        return tune.uniform(*dimension.uniform)
+    if dimension.loguniform is not None:
+        return tune.loguniform(*dimension.loguniform)
+    return list(dimension.grid or dimension.choice)
+
+
+def _planned_value(name: str, config: Mapping[str, Any]) -> Any:
+    return config[SPEC].values[name]
+
+
+def _trial_name(trial: Trial) -> str:
+    return str(trial.config[SPEC].id)
+
+
+class _Recorder(tune.Callback):
+    """Writes the ledger, and says what happens."""
+
+    def __init__(self, ledger: Ledger, report: Report, total: int) -> None:
+        self._ledger, self._report, self._total, self._done = ledger, report, total, 0
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Say how a trial goes."""
+        if "status" not in result:
+            watched = result["watched"]
+            self._report(
+                f"{_trial_name(trial)}: iteration {result['iteration']}, held-out utility "
+                f"{watched['utility']:.4f} at {watched['nfe']:.1f} NFE"
+            )
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Keep what a trial came to."""
+        self._keep(outcome_of(trial.config[SPEC], trial.last_result))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Keep that its process kept dying."""
+        result = {**(trial.last_result or {}), "status": "failed", "error": _death(trial)}
+        self._keep(outcome_of(trial.config[SPEC], result))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given, to restore an experiment itself, which is never asked of it."""
+        return {}
+
+    def _keep(self, outcome: Outcome) -> None:
+        self._ledger.add(outcome)
+        self._done += 1
+        found = outcome.metric("utility")
+        told = outcome.error or (f"held-out utility {found:.4f}" if found is not None else "")
+        self._report(f"{outcome.spec.id}: {outcome.status} ({self._done} of {self._total}), {told}")
+
+
+def outcome_of(spec: TrialSpec, result: Mapping[str, Any]) -> Outcome:
+    """What a trial's last report says; a report that is not its own end is of a trial that was stopped."""
+    measured = result.get("measured")
+    return Outcome(
+        spec=spec,
+        status=result.get("status", "stopped"),
+        iterations=int(result.get("iteration", 0)),
+        seconds=float(result.get("seconds", 0.0)),
+        ended=result.get("ended"),
+        measured=None
+        if measured is None
+        else Measured(**{name: tuple(values) for name, values in measured.items()}),
+        watched=dict(result.get("watched", {})),
+        error=result.get("error"),
+    )
+
+
+def _death(trial: Trial) -> str:
+    error = trial.get_error()
+    return f"its process died: {' '.join(str(error).split())[:300]}" if error else "its process died"
+
+
+def _write(prepared: Prepared) -> None:
+    content = {
+        "group": prepared.sweep.group,
+        "file": prepared.sweep.file,
+        "config": sweep_to_dict(prepared.sweep.config),
+        "overrides": list(prepared.overrides),
+    }
+    try:
+        with written_aside(prepared.folder / FILE) as aside:
+            aside.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"runs_dir: cannot write to {prepared.folder} ({error.strerror})") from error

@@ -73,8 +73,8 @@ def tune(
         list[str] | None,
         typer.Argument(
             metavar="sweep=FILE|ablation=FILE [OVERRIDES]...",
-            help="One file of tune_configs/sweep/ or tune_configs/ablation/, then OPTION=VALUE, GROUP=FILE or "
-            "@FILE for every trial, and sweep.OPTION=VALUE for the sweep itself.",
+            help="A file of tune_configs/sweep/ or tune_configs/ablation/, then OPTION=VALUE, GROUP=FILE "
+            "or @FILE for every trial, and sweep.OPTION=VALUE for the sweep itself.",
         ),
     ] = None,
     resume: Annotated[str | None, typer.Option(metavar="SWEEP", help="Go on with this sweep.")] = None,
@@ -82,7 +82,7 @@ def tune(
         str | None,
         typer.Option(
             metavar="SWEEP",
-            help="Train its best for long, and put the best of them before the registry's gate.",
+            help="Train its best for long; the best of these goes to the registry's gate.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and stop.")] = False,

@@ -1,7 +1,7 @@
 """`addiffusion tune`: sweeps and ablations, going on with them, and long training of what they found best.
 
-Always true here: every trial is composed before Ray starts; whatever ends a sweep, its tables are written from what
-has ended, and the last line says how to go on.
+Always true here: every trial is composed before Ray starts; whatever ends a sweep, its tables are written of
+what has ended, and the last line says how to go on.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def _prepare(sweep: Sweep, overrides: Sequence[str], folder: Path) -> Prepared:
     for spec in prepared.specs:
         for text in spec.overrides:
             if text.startswith(_HEAD) and not Path(text.removeprefix(_HEAD)).is_file():
-                engine = settings.run.engine
+                file, engine = text.removeprefix(_HEAD), settings.run.engine
                 raise UserError(
-                    f"{spec.labels[0]}: {text}: no such file; make it: python -m actors.region_training "
-                    f"{text.removeprefix(_HEAD)} --steps {engine.num_steps} --guidance {engine.guidance_scale:g}"
+                    f"{spec.labels[0]}: {text}: no such file; make it with: python -m actors.region_training "
+                    f"{file} --steps {engine.num_steps} --guidance {engine.guidance_scale:g}"
                 )
     return prepared
 

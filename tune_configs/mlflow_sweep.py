@@ -1,7 +1,7 @@
 """A sweep in MLflow: one parent run, and a child run for each trial that ended.
 
 Always true here: written by the sweep's process alone, from the ledger, so that trials never wait for MLflow;
-a server that does not answer costs a line and nothing else, and what is missing is sent with the next outcome.
+a server that does not answer costs a line and nothing else; what is missing is sent when the sweep goes on.
 """
 
 from __future__ import annotations

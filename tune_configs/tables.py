@@ -157,7 +157,7 @@ def as_page(sweep: Sweep, rows: Sequence[Row], *, command: str) -> str:
 
 
 def cells(sweep: Sweep, row: Row) -> list[str]:
-    """A row's cells, in the order of the headers; the second to fourth are of the metric trials are ranked by."""
+    """A row's cells, in the order of the headers."""
     name = row.variant if len(sweep.parts) == 1 else row.label
     numbers = row.numbers
     difference = row.difference
@@ -188,10 +188,10 @@ def footnote(sweep: Sweep) -> str:
     """How the numbers came about."""
     judge, metric = sweep.config.judge, sweep.config.metric
     return (
-        f"Held-out prompts (at most {judge.prompts}), {judge.seeds} images each. The interval, the spread over "
-        f"training seeds (±) and the difference to the reference are of {metric}; intervals are 95%, paired "
-        f"bootstrap over prompts, {judge.resamples} resamples; p by Holm over all comparisons. seconds: mean "
-        "of a trial."
+        f"Held-out prompts (at most {judge.prompts}), {judge.seeds} images each. The interval, the spread "
+        f"over training seeds (±) and the difference to the reference are of {metric}; intervals are 95%, paired "
+        f"bootstrap over prompts, {judge.resamples} resamples; p by Holm over all comparisons. "
+        "seconds: mean of a trial."
     )
 
 

@@ -141,7 +141,7 @@ def _run(prepared: Prepared) -> tuple[int, list[Row], dict[str, Outcome]]:
         )
         return INTERRUPTED, rows, outcomes
     if failed:
-        typer.echo(f"{failed} trials failed; try them again: addiffusion tune --resume {folder.name}")
+        typer.echo(f"{failed} of {planned} failed; try them again: addiffusion tune --resume {folder.name}")
     return (FAILED if failed else 0), rows, outcomes
 
 

@@ -51,10 +51,13 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep's trials are: a folder for each in `folder`; tracking_uri: MLflow's, of all of them."""
+    """Where a sweep's trials are: a folder for each in `folder`; tracking_uri: MLflow's, of all of them;
+    working_dir: what paths among their options are relative to.
+    """
 
     folder: Path
     tracking_uri: str
+    working_dir: Path = Path(".")
 
 
 def run_config(overrides: Sequence[str]) -> RunConfig:

@@ -33,6 +33,7 @@ from tune_configs.admission import Admission
 from tune_configs.ledger import Ledger, Outcome
 from tune_configs.objective import Measured, judged_requests
 from tune_configs.plan import Place, Planner, TrialSpec
+from tune_configs.schedule_search import schedule_parts, schedule_specs, search_schedules
 from tune_configs.search import Handout, Planned, Proposed, Source
 from tune_configs.sweep_config import Dimension, SweepConfig
 from tune_configs.sweep_files import Sweep, as_sweep, sweep_to_dict
@@ -72,7 +73,12 @@ def prepare(sweep: Sweep, overrides: Sequence[str], folder: Path, tracking_uri: 
     """Compose every trial and look at what judges them. Raises UserError."""
     planner = Planner(sweep, overrides)
     judged_requests(planner.base, sweep.config.judge)
-    return Prepared(sweep, tuple(overrides), folder, tracking_uri, planner, planner.trials())
+    if sweep.config.schedule is not None:
+        specs = schedule_specs(sweep.config, planner.base, overrides)
+        sweep = sweep._replace(parts=schedule_parts(sweep.config))
+    else:
+        specs = planner.trials()
+    return Prepared(sweep, tuple(overrides), folder, tracking_uri, planner, specs)
 
 
 def stored(folder: Path) -> tuple[Sweep, tuple[str, ...]]:
@@ -94,7 +100,9 @@ def run_sweep(
     Raises UserError for what the cluster has no room for.
     """
     folder, config = prepared.folder, prepared.sweep.config
-    _write(prepared)
+    write_sweep(prepared)
+    if config.schedule is not None:
+        return search_schedules(folder, config, prepared.base, prepared.specs, report)
     ledger = Ledger(folder)
     missing = [spec for spec in prepared.specs if not ledger.done(spec)]
     if config.searcher == "none" and not missing:
@@ -192,7 +200,7 @@ def _tuner(
     report: Report,
 ) -> tune.Tuner:
     config = prepared.sweep.config
-    place = Place(prepared.folder.absolute(), prepared.tracking_uri)
+    place = Place(prepared.folder.absolute(), prepared.tracking_uri, Path.cwd())
     trainable = tune.with_resources(
         tune.with_parameters(PolicyTrial, sweep=config, place=place, open_world=open_world),
         tune.PlacementGroupFactory([{kind: n for kind, n in each.items() if n} or {} for each in bundles]),
@@ -318,7 +326,8 @@ def _death(trial: Trial) -> str:
     return f"its process died: {' '.join(str(error).split())[:300]}" if error else "its process died"
 
 
-def _write(prepared: Prepared) -> None:
+def write_sweep(prepared: Prepared) -> None:
+    """Write sweep.yaml, from which `stored` reads it. Raises UserError where the disk refuses."""
     content = {
         "group": prepared.sweep.group,
         "file": prepared.sweep.file,

@@ -75,11 +75,31 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
+class ScheduleSearch:
+    """Timesteps of fixed schedules, searched without a policy: see `tune_configs.schedule_search`.
+
+    steps: one search for each number of steps; proposals: schedules tried in each; prompts: captions of the
+    training split that they are tried on, one image each.
+    """
+
+    steps: tuple[int, ...] = (7,)
+    proposals: int = 150
+    prompts: int = 48
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(self.steps) < 2 or len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"steps: {list(self.steps)}; accepted: one or more different numbers from 2")
+        _at_least("proposals", self.proposals, 1)
+        _at_least("prompts", self.prompts, 2)
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """One file of tune_configs/sweep/ or tune_configs/ablation/.
 
     description: a sentence; base: overrides of every trial; variants: named lists of overrides, or space:
-    options with their values, or parts: files beside this one, all in one table; reference: the variant that
+    options with their values, or parts: files beside this one, all in one table, or schedule: fixed schedules
+    instead of policies; reference: the variant that
     the others are compared with; seeds: each variant is trained with each; trials: how many are drawn from a
     space that is no grid; seed: of these draws; metric: what trials are ranked by; scheduler, searcher: see
     there; grace: iterations that asha leaves every trial; reduction_factor: of the trials of one rung, one of
@@ -95,6 +115,7 @@ class SweepConfig:
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     space: Mapping[str, Dimension] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
+    schedule: ScheduleSearch | None = None
     reference: str | None = None
     seeds: tuple[int, ...] = (0,)
     trials: int = 20
@@ -114,8 +135,8 @@ class SweepConfig:
     long: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.variants, self.space, self.parts))) != 1:
-            raise ValueError("variants: give these, or a space, or parts; one of the three")
+        if sum(map(bool, (self.variants, self.space, self.parts, self.schedule))) != 1:
+            raise ValueError("variants: give these, or a space, parts or a schedule; one of the four")
         if self.reference is not None and self.reference not in self.variants:
             raise ValueError(f"reference: {self.reference!r}; accepted: one of {', '.join(self.variants)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:

@@ -8,6 +8,8 @@ prompts.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import shutil
 import time
@@ -122,6 +124,8 @@ class PolicyTrial(tune.Trainable):
 
     def _begin(self) -> None:
         """Open the world and the run: a new one, or that of a process that died, or another trial's."""
+        with contextlib.suppress(OSError):  # another machine need not have it; Tune would be elsewhere anyway
+            os.chdir(self._place.working_dir)
         config = trial_config(self._spec, self._place, self._values)
         config.validate()
         requests = training_requests(config)

@@ -68,16 +68,18 @@ def run_config(overrides: Sequence[str]) -> RunConfig:
 def trial_config(spec: TrialSpec, place: Place, values: Mapping[str, Scalar] | None = None) -> RunConfig:
     """The training of a trial; `values` in place of the ones it was planned with (pbt changes them).
 
-    It registers nothing and stores no episodes: what it is for is in its policy and its measures.
+    It registers nothing and stores no episodes: what it is for is in its policy and its measures. Trials of a
+    population are checkpointed with every evaluation, as others take them over there.
     """
-    extra = [] if values is None else overrides_of(values)
-    config = run_config([*spec.overrides, *extra])
+    config = run_config([*spec.overrides, *overrides_of(values or {})])
+    every = config.watch.every if values else config.checkpoints.every
+    checkpoints = replace(config.checkpoints, every=every, trajectories=False, trajectory_previews=False)
     return replace(
         config,
         name=spec.id,
         runs_dir=str(place.folder),
         registry=replace(config.registry, enabled=False, tracking_uri=place.tracking_uri),
-        checkpoints=replace(config.checkpoints, trajectories=False, trajectory_previews=False),
+        checkpoints=checkpoints,
         progress=replace(config.progress, tensorboard=False, pictures=0),
     )
 

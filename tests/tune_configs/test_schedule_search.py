@@ -1,4 +1,4 @@
-"""Searched timesteps, on a world where the best ones are known: the later the last call, the brighter the image."""
+"""Searched timesteps, where the best ones are known: the later the last call, the brighter the image."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def test_timesteps_of_ones_own_are_the_points_of_the_schedule() -> None:
     assert [row.quality for row in rows[0]] == [row.quality for row in rows[1]]
     assert reference_config(config, 3).timesteps == (900, 500, 3)
     assert reference_config(config, 2).timesteps is None
-    with pytest.raises(UserError, match="engine.timesteps begin at 1000; accepted: up to 999"):
+    with pytest.raises(UserError, match=r"engine\.timesteps begin at 1000; accepted: up to 999"):
         Engine(SmoothBackbone(), EngineConfig(num_steps=2, warmup_steps=0, timesteps=(1000, 1)))
 
 
 @pytest.mark.parametrize("timesteps", [(1, 2, 3), (3, 2), (3, 2, 2), (3, 2, -1)])
 def test_timesteps_that_are_no_schedule_are_refused(timesteps: tuple[int, ...]) -> None:
     with pytest.raises(
-        UserError, match="engine.timesteps is .*; accepted: 3 whole numbers from 0, descending"
+        UserError, match=r"engine\.timesteps is .*; accepted: 3 whole numbers from 0, descending"
     ):
         EngineConfig(num_steps=3, warmup_steps=0, timesteps=timesteps)
 

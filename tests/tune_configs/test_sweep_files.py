@@ -11,9 +11,11 @@ from actors.errors import UserError
 from tune_configs.loading import FOLDER, STUDIES, compose
 from tune_configs.objective import judged_requests
 from tune_configs.plan import Planner, TrialSpec, overrides_of, run_config
+from tune_configs.schedule_search import schedule_specs
 from tune_configs.sweep_files import Sweep, as_sweep, read_sweep, sweep_files, sweep_to_dict
 
 FILES = [(group, file) for group in STUDIES for file in sweep_files(group)]
+WHOLES = [pair for pair in FILES if pair != ("ablation", "all")]  # which has the variants of the others
 ONE_SEED = ["sweep.seeds=[0]"]
 SMALL = {"description": "Small.", "space": {"ppo.lr": {"grid": [1.0e-4, 1.0e-3]}}}
 
@@ -32,10 +34,16 @@ def test_every_file_on_disk_is_known() -> None:
     } == {*FILES}
 
 
-@pytest.mark.parametrize(("group", "file"), FILES, ids=["=".join(pair) for pair in FILES])
+@pytest.mark.parametrize(("group", "file"), WHOLES, ids=["=".join(pair) for pair in WHOLES])
 def test_every_variant_of_every_file_composes_to_a_training_of_its_own(group: str, file: str) -> None:
     sweep = read_sweep(group, file, ONE_SEED)
     planner = Planner(sweep, ())
+    requests = judged_requests(planner.base, sweep.config.judge)
+    assert len(requests) == sweep.config.judge.prompts * sweep.config.judge.seeds
+    if sweep.config.schedule is not None:
+        kinds = [spec.labels[0] for spec in schedule_specs(sweep.config, planner.base, ())]
+        assert kinds == [f"steps-{steps}/{kind}" for steps in (5, 7, 10) for kind in ("spaced", "searched")]
+        return
     specs = planner.trials()
     if sweep.config.searcher == "optuna":
         bounds = {name: one.uniform or one.loguniform for name, one in sweep.config.space.items()}
@@ -45,8 +53,6 @@ def test_every_variant_of_every_file_composes_to_a_training_of_its_own(group: st
     assert specs
     assert len({spec.key for spec in specs}) == len({spec.id for spec in specs}) == len(specs)
     assert as_sweep(group, file, sweep_to_dict(sweep.config)).config == sweep.config
-    requests = judged_requests(planner.base, sweep.config.judge)
-    assert len(requests) == sweep.config.judge.prompts * sweep.config.judge.seeds
 
 
 def test_the_ablations_are_those_that_were_planned() -> None:

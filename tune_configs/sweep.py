@@ -13,16 +13,12 @@ import logging
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 import yaml
-from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from actors.errors import UserError
 from actors.files import written_aside
@@ -31,13 +27,14 @@ from learner.config import RunConfig
 from rewards_service import service
 from tune_configs.admission import Admission
 from tune_configs.ledger import Ledger, Outcome
-from tune_configs.objective import Measured, judged_requests
+from tune_configs.objective import judged_requests
 from tune_configs.plan import Place, Planner, TrialSpec
 from tune_configs.schedule_search import schedule_parts, schedule_specs, search_schedules
-from tune_configs.search import Handout, Planned, Proposed, Source
-from tune_configs.sweep_config import Dimension, SweepConfig
+from tune_configs.search import Handout, Planned, Proposed
+from tune_configs.sweep_config import SweepConfig
 from tune_configs.sweep_files import Sweep, as_sweep, sweep_to_dict
-from tune_configs.trial import OBJECTIVE, SPEC, OpenWorld, PolicyTrial
+from tune_configs.trial import OpenWorld
+from tune_configs.tuner import Recorder, Report, make_tuner
 
 FILE = "sweep.yaml"
 _QUIET = {
@@ -64,9 +61,6 @@ class Prepared:
     def base(self) -> RunConfig:
         """What all trials have in common."""
         return self.planner.base
-
-
-Report = Callable[[str], None]
 
 
 def prepare(sweep: Sweep, overrides: Sequence[str], folder: Path, tracking_uri: str) -> Prepared:
@@ -123,7 +117,18 @@ def run_sweep(
                 most=config.max_concurrent,
             )
             source = Proposed(prepared.planner, ledger) if config.searcher == "optuna" else Planned(missing)
-            _tuner(prepared, bundles, opened, missing, source, admission, ledger, report).fit()
+            place = Place(folder.absolute(), prepared.tracking_uri, Path.cwd())
+            tuner = make_tuner(
+                config,
+                prepared.base.ppo.iterations,
+                place,
+                bundles,
+                opened,
+                missing,
+                None if config.scheduler == "pbt" else Handout(source, admission),
+                Recorder(ledger, report, len(missing) or config.trials),
+            )
+            tuner.fit()
     return ledger.outcomes
 
 
@@ -187,143 +192,6 @@ def _world(base: RunConfig, given: OpenWorld | None) -> Iterator[OpenWorld]:
 def _joined(name: str, config: RunConfig) -> Iterator[session.World]:
     with session.world(replace(config, rewards=replace(config.rewards, service=name))) as world:
         yield world
-
-
-def _tuner(
-    prepared: Prepared,
-    bundles: Sequence[dict[str, float]],
-    open_world: OpenWorld,
-    missing: Sequence[TrialSpec],
-    source: Source,
-    admission: Admission,
-    ledger: Ledger,
-    report: Report,
-) -> tune.Tuner:
-    config = prepared.sweep.config
-    place = Place(prepared.folder.absolute(), prepared.tracking_uri, Path.cwd())
-    trainable = tune.with_resources(
-        tune.with_parameters(PolicyTrial, sweep=config, place=place, open_world=open_world),
-        tune.PlacementGroupFactory([{kind: n for kind, n in each.items() if n} or {} for each in bundles]),
-    )
-    population = config.scheduler == "pbt"
-    space: dict[str, Any] = {}
-    if population:
-        space = {SPEC: tune.grid_search(list(missing))}
-        space |= {name: tune.sample_from(functools.partial(_planned_value, name)) for name in config.space}
-    return tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric=OBJECTIVE,
-            mode="max",
-            search_alg=None if population else Handout(source, admission),
-            scheduler=_scheduler(config, prepared.base.ppo.iterations),
-            num_samples=1 if population else -1,
-            reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(prepared.folder.absolute()),
-            callbacks=[_Recorder(ledger, report, len(missing) or config.trials)],
-            failure_config=tune.FailureConfig(max_failures=config.max_failures),
-            verbose=0,
-        ),
-    )
-
-
-def _scheduler(config: SweepConfig, iterations: int) -> TrialScheduler:
-    if config.scheduler == "asha":
-        return ASHAScheduler(
-            time_attr="iteration",
-            max_t=iterations + 1,  # the last report is the trial's own end
-            grace_period=config.grace,
-            reduction_factor=config.reduction_factor,
-        )
-    if config.scheduler == "pbt":
-        return PopulationBasedTraining(
-            time_attr="iteration",
-            perturbation_interval=config.perturbation_interval,
-            hyperparam_mutations={name: _domain(one) for name, one in config.space.items()},
-        )
-    return FIFOScheduler()
-
-
-def _domain(dimension: Dimension) -> Any:
-    if dimension.uniform is not None:
-        return tune.uniform(*dimension.uniform)
-    if dimension.loguniform is not None:
-        return tune.loguniform(*dimension.loguniform)
-    return list(dimension.grid or dimension.choice)
-
-
-def _planned_value(name: str, config: Mapping[str, Any]) -> Any:
-    return config[SPEC].values[name]
-
-
-def _trial_name(trial: Trial) -> str:
-    return str(trial.config[SPEC].id)
-
-
-class _Recorder(tune.Callback):
-    """Writes the ledger, and says what happens."""
-
-    def __init__(self, ledger: Ledger, report: Report, total: int) -> None:
-        self._ledger, self._report, self._total, self._done = ledger, report, total, 0
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Say how a trial goes."""
-        if "status" not in result:
-            watched = result["watched"]
-            self._report(
-                f"{_trial_name(trial)}: iteration {result['iteration']}, held-out utility "
-                f"{watched['utility']:.4f} at {watched['nfe']:.1f} NFE"
-            )
-
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Keep what a trial came to."""
-        self._keep(outcome_of(trial.config[SPEC], trial.last_result))
-
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Keep that its process kept dying."""
-        result = {**(trial.last_result or {}), "status": "failed", "error": _death(trial)}
-        self._keep(outcome_of(trial.config[SPEC], result))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles what it is given, to restore an experiment itself, which is never asked of it."""
-        return {}
-
-    def _keep(self, outcome: Outcome) -> None:
-        self._ledger.add(outcome)
-        self._done += 1
-        found = outcome.metric("utility")
-        told = outcome.error or (f"held-out utility {found:.4f}" if found is not None else "")
-        self._report(f"{outcome.spec.id}: {outcome.status} ({self._done} of {self._total}), {told}")
-
-
-def outcome_of(spec: TrialSpec, result: Mapping[str, Any]) -> Outcome:
-    """What a trial's last report says; a report that is not its own end is of a trial that was stopped."""
-    measured = result.get("measured")
-    return Outcome(
-        spec=spec,
-        status=result.get("status", "stopped"),
-        iterations=int(result.get("iteration", 0)),
-        seconds=float(result.get("seconds", 0.0)),
-        ended=result.get("ended"),
-        measured=None
-        if measured is None
-        else Measured(**{name: tuple(values) for name, values in measured.items()}),
-        watched=dict(result.get("watched", {})),
-        error=result.get("error"),
-    )
-
-
-def _death(trial: Trial) -> str:
-    error = trial.get_error()
-    return f"its process died: {' '.join(str(error).split())[:300]}" if error else "its process died"
 
 
 def write_sweep(prepared: Prepared) -> None:

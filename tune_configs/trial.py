@@ -73,7 +73,7 @@ class PolicyTrial(tune.Trainable):
             message = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             report = {"status": "failed", "error": message, "done": True}
         self._seconds += time.monotonic() - started
-        return {"iteration": self._iteration, "seconds": self._seconds, **report}
+        return {"iteration": self._trained, "seconds": self._seconds, **report}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For pbt: the run's newest checkpoint, which is of the evaluation that was reported last."""
@@ -102,7 +102,7 @@ class PolicyTrial(tune.Trainable):
         self._run: Run | None = None
         self._rows: Generator[dict[str, Any], None, str] | None = None
         self._taken_over = None
-        self._iteration, self._seconds = 0, 0.0
+        self._trained, self._seconds = 0, 0.0
         self._watched: dict[str, float] = {}
 
     def _advance(self) -> dict[str, Any]:
@@ -116,10 +116,10 @@ class PolicyTrial(tune.Trainable):
                 row = next(rows)
             except StopIteration as end:
                 return self._finish(run, str(end.value))
-            self._iteration = row["iteration"]
+            self._trained = row["iteration"]
             if "held_out/utility" in row:
                 self._watched = {name: row[f"held_out/{name}"] for name in METRICS}
-                if self._iteration < run.config.ppo.iterations:
+                if self._trained < run.config.ppo.iterations:
                     return self._report(run)
 
     def _begin(self) -> None:
@@ -133,6 +133,7 @@ class PolicyTrial(tune.Trainable):
         if taken_over is None and not self._is_same(config):
             shutil.rmtree(self._run_dir, ignore_errors=True)
         write_config(self._run_dir, config)
+        checkpoints.clear_unfinished(self._run_dir)
         torch.set_num_threads(config.resources.torch_threads)
         world = self._stack.enter_context(self._open_world(config))
         if config.resources.num_env_runners == 0:
@@ -148,6 +149,9 @@ class PolicyTrial(tune.Trainable):
             if taken_over is not None and config.reward.target_nfe is None:
                 state = replace(state, c_nfe=config.reward.c_nfe)
             self._run.resume(checkpoint, state)
+            if taken_over is not None:
+                shutil.rmtree(taken_over)
+                self._taken_over = None
         self._rows = self._run.iterations()
 
     def _finish(self, run: Run, ended: str) -> dict[str, Any]:

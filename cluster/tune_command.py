@@ -123,17 +123,16 @@ def _run(prepared: Prepared) -> tuple[int, list[Row], dict[str, Outcome]]:
     typer.echo(f"sweep: {folder}")
     try:
         run_sweep(prepared, typer.echo)
-    finally:
-        outcomes = read_outcomes(folder)
-        specs = prepared.specs or [outcome.spec for outcome in outcomes.values()]
-        rows = table(sweep, specs, outcomes)
-        command = f"addiffusion tune {shlex.join([sweep.title, *prepared.overrides])}"
-        page = write_results(folder, sweep, rows, command=command)
+    except BaseException:
+        if (folder / FILE).exists():  # else it was refused, and the message is all there is
+            _tables(prepared)
+        raise
+    rows, outcomes, page = _tables(prepared)
     _show(sweep, rows)
     _record(prepared, outcomes)
     typer.echo(f"report: {page}")
     planned = len(prepared.specs) or sweep.config.trials
-    ended = sum(spec.id in outcomes for spec in specs)
+    ended = len(outcomes)
     failed = sum(outcome.status == "failed" for outcome in outcomes.values())
     if ended < planned:
         typer.echo(
@@ -143,6 +142,14 @@ def _run(prepared: Prepared) -> tuple[int, list[Row], dict[str, Outcome]]:
     if failed:
         typer.echo(f"{failed} of {planned} failed; try them again: addiffusion tune --resume {folder.name}")
     return (FAILED if failed else 0), rows, outcomes
+
+
+def _tables(prepared: Prepared) -> tuple[list[Row], dict[str, Outcome], Path]:
+    outcomes = read_outcomes(prepared.folder)
+    specs = prepared.specs or [outcome.spec for outcome in outcomes.values()]
+    rows = table(prepared.sweep, specs, outcomes)
+    command = f"addiffusion tune {shlex.join([prepared.sweep.title, *prepared.overrides])}"
+    return rows, outcomes, write_results(prepared.folder, prepared.sweep, rows, command=command)
 
 
 def _show(sweep: Sweep, rows: Sequence[Row]) -> None:

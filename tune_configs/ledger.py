@@ -63,10 +63,11 @@ class Ledger:
         if (error := self._file.append(asdict(outcome))) is not None:
             raise error
 
-    def done(self, spec: TrialSpec) -> bool:
-        """Whether this very trial needs no more work; one whose configuration has changed does."""
-        found = self.outcomes.get(spec.id)
-        return found is not None and found.status != "failed" and found.spec.key == spec.key
+
+def is_done(outcomes: Mapping[str, Outcome], spec: TrialSpec) -> bool:
+    """Whether this very trial needs no more work; one whose configuration has changed does."""
+    found = outcomes.get(spec.id)
+    return found is not None and found.status != "failed" and found.spec.key == spec.key
 
 
 def read_outcomes(folder: Path) -> dict[str, Outcome]:

@@ -34,7 +34,7 @@ from evaluation.rows import ImageRow
 from learner.config import RunConfig
 from learner.json_lines import JsonLines, read_rows
 from learner.train import training_requests
-from tune_configs.ledger import Ledger, Outcome
+from tune_configs.ledger import Ledger, Outcome, is_done
 from tune_configs.objective import Measured, judged_requests
 from tune_configs.plan import TrialSpec, config_key
 from tune_configs.sweep_config import JudgeConfig, ScheduleSearch, SweepConfig
@@ -87,7 +87,7 @@ def search_schedules(
     """
     assert config.schedule is not None
     ledger = Ledger(folder)
-    missing = [spec for spec in specs if not ledger.done(spec)]
+    missing = [spec for spec in specs if not is_done(ledger.outcomes, spec)]
     if not missing:
         return ledger.outcomes
     bench = (open_bench or _recipe(base))()

@@ -26,7 +26,7 @@ from learner import session
 from learner.config import RunConfig
 from rewards_service import service
 from tune_configs.admission import Admission
-from tune_configs.ledger import Ledger, Outcome
+from tune_configs.ledger import Ledger, Outcome, is_done, read_outcomes
 from tune_configs.objective import judged_requests
 from tune_configs.plan import Place, Planner, TrialSpec
 from tune_configs.schedule_search import schedule_parts, schedule_specs, search_schedules
@@ -94,13 +94,13 @@ def run_sweep(
     Raises UserError for what the cluster has no room for.
     """
     folder, config = prepared.folder, prepared.sweep.config
-    write_sweep(prepared)
     if config.schedule is not None:
+        write_sweep(prepared)
         return search_schedules(folder, config, prepared.base, prepared.specs, report)
-    ledger = Ledger(folder)
-    missing = [spec for spec in prepared.specs if not ledger.done(spec)]
+    known = read_outcomes(folder)
+    missing = [spec for spec in prepared.specs if not is_done(known, spec)]
     if config.searcher == "none" and not missing:
-        return ledger.outcomes
+        return known
     bundles = trial_bundles(prepared.base, config)
     needed = _needed(prepared.base, open_world is None)
     cpus = max(os.cpu_count() or 1, math.ceil(needed["CPU"] + sum(each["CPU"] for each in bundles)))
@@ -109,6 +109,8 @@ def run_sweep(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with session.connected(prepared.base.resources.address, prepared.base.resources.num_cpus or cpus):
         check_room(bundles, needed, ray.cluster_resources())
+        write_sweep(prepared)
+        ledger = Ledger(folder)
         with _world(prepared.base, open_world) as opened:
             admission = Admission(
                 config.memory_reserve_gib,

@@ -11,7 +11,7 @@ import pytest
 from learner.registration import Result
 from tests.cluster.conftest import Say
 from tests.tune_configs.outcomes import finished
-from tune_configs.ledger import Ledger, Outcome
+from tune_configs.ledger import Ledger, Outcome, is_done
 from tune_configs.plan import run_config
 from tune_configs.sweep import Prepared, write_sweep
 
@@ -32,7 +32,7 @@ class Trials:
         write_sweep(prepared)
         self.seen.append(prepared)
         ledger = Ledger(prepared.folder)
-        for spec in [spec for spec in prepared.specs if not ledger.done(spec)][: self.limit]:
+        for spec in [spec for spec in prepared.specs if not is_done(ledger.outcomes, spec)][: self.limit]:
             self.ran.append(spec.id)
             if spec.id in self.failing:
                 ledger.add(Outcome(spec, "failed", error="RuntimeError: no luck"))

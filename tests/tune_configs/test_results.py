@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from tests.tune_configs.outcomes import finished, spec_of, sweep_of
-from tune_configs.ledger import Ledger, Outcome, read_outcomes
+from tune_configs.ledger import Ledger, Outcome, is_done, read_outcomes
 from tune_configs.results import best_variants, table
 from tune_configs.tables import CSV, HEADERS, LATEX, MARKDOWN, write_results
 
@@ -174,12 +174,12 @@ def test_the_ledger_gives_back_what_it_was_told_and_the_last_word_counts(tmp_pat
     spec = spec_of("full", lr=1e-4)
     ledger = Ledger(tmp_path)
     ledger.add(Outcome(spec, "failed", error="its process died"))
-    assert not ledger.done(spec)
+    assert not is_done(ledger.outcomes, spec)
     good = finished(spec, list(QUALITY), list(COST))
     ledger.add(good)
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"spec": {"id": "torn')
     again = Ledger(tmp_path)
     assert again.outcomes == read_outcomes(tmp_path) == {spec.id: good}
-    assert again.done(spec)
-    assert not again.done(replace(spec, key="another configuration"))
+    assert is_done(again.outcomes, spec)
+    assert not is_done(again.outcomes, replace(spec, key="another configuration"))

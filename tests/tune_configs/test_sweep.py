@@ -292,7 +292,11 @@ def test_a_population_exchanges_weights_and_changes_what_it_searches(tmp_path: P
         assert [row["iteration"] for row in rows] == list(range(1, 7))
 
 
-def test_what_a_cluster_has_no_room_for_is_one_line() -> None:
+def test_what_a_cluster_has_no_room_for_is_one_line(tmp_path: Path) -> None:
+    asking = toy_sweep(tmp_path / "gpus", {"space": LR}, overrides=("resources.gpus_per_env_runner=1",))
+    with pytest.raises(UserError, match="one trial asks for 1 GPUs"):
+        run(asking)
+    assert not asking.folder.exists()
     base = run_config([*TOY, "resources.gpus_per_env_runner=1"])
     sweep = toy_sweep(Path("nowhere"), {"space": LR}).sweep.config
     nothing = {"CPU": 0.0, "GPU": 0.0}

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from learner.json_lines import JsonLines, read_rows
 from tune_configs.objective import Measured
 from tune_configs.plan import TrialSpec
-from tune_configs.sweep_config import Scalar
 
 FILE = "trials.jsonl"
 Status = Literal["finished", "stopped", "failed"]
@@ -76,16 +75,6 @@ def read_outcomes(folder: Path) -> dict[str, Outcome]:
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
-    spec = row["spec"]
-    values: dict[str, Scalar] = dict(spec["values"])
-    labels, overrides = tuple(spec["labels"]), tuple(spec["overrides"])
-    measured = row["measured"]
-    return Outcome(
-        **row
-        | {
-            "spec": TrialSpec(**spec | {"labels": labels, "overrides": overrides, "values": values}),
-            "measured": None
-            if measured is None
-            else Measured(**{name: tuple(items) for name, items in measured.items()}),
-        }
-    )
+    told = row["measured"]
+    measured = None if told is None else Measured(**{name: tuple(items) for name, items in told.items()})
+    return Outcome(**row | {"spec": TrialSpec.of(row["spec"]), "measured": measured})

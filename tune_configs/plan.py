@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,16 @@ class TrialSpec:
     overrides: tuple[str, ...]
     values: dict[str, Scalar]
     key: str
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> TrialSpec:
+        """From plain data, as JSON gives it back."""
+        lists = {name: tuple(told[name]) for name in ("labels", "overrides")}
+        return cls(**{**told, **lists, "values": dict(told["values"])})
+
+    def to_json(self) -> str:
+        """As one line."""
+        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Handout(Searcher):
             finished: str = Searcher.FINISHED
             return finished
         self._running[trial_id] = spec
-        return {SPEC: spec}
+        return {SPEC: spec.to_json()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take a report: what a trial needs decides how many there may be."""

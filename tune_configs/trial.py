@@ -9,6 +9,7 @@ prompts.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -40,7 +41,8 @@ OpenWorld = Callable[[RunConfig], AbstractContextManager[session.World]]
 OBJECTIVE = "objective"
 """Of a report: the sweep's metric, turned so that more is better; what schedulers and searchers see."""
 SPEC = "spec"
-"""In a trial's configuration for Tune; beside it, of pbt, the values that it changes."""
+"""In a trial's configuration for Tune: its `TrialSpec` as JSON, as Tune would keep an object elsewhere. Beside
+it, of a population, the values that change."""
 ERROR_FILE = "error.txt"
 
 
@@ -95,7 +97,7 @@ class PolicyTrial(tune.Trainable):
     # -- one trial -------------------------------------------------------------------------------------
 
     def _take(self, config: Mapping[str, Any]) -> None:
-        self._spec: TrialSpec = config[SPEC]
+        self._spec = spec_of(config)
         self._values = {name: value for name, value in config.items() if name != SPEC}
         self._run_dir = self._place.folder / self._spec.id
         self._stack = ExitStack()
@@ -219,6 +221,11 @@ class PolicyTrial(tune.Trainable):
             self._rows.close()
         self._run = self._rows = None
         self._stack.close()
+
+
+def spec_of(config: Mapping[str, Any]) -> TrialSpec:
+    """The trial that Tune's configuration means."""
+    return TrialSpec.of(json.loads(config[SPEC]))
 
 
 def _newest(run_dir: Path) -> Path | None:

@@ -19,7 +19,7 @@ from tune_configs.objective import Measured
 from tune_configs.plan import Place, TrialSpec
 from tune_configs.search import Handout
 from tune_configs.sweep_config import Dimension, SweepConfig
-from tune_configs.trial import OBJECTIVE, SPEC, OpenWorld, PolicyTrial
+from tune_configs.trial import OBJECTIVE, SPEC, OpenWorld, PolicyTrial, spec_of
 
 Report = Callable[[str], None]
 
@@ -43,12 +43,12 @@ class Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Keep what a trial came to."""
-        self._keep(outcome_of(trial.config[SPEC], trial.last_result))
+        self._keep(outcome_of(spec_of(trial.config), trial.last_result))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Keep that its process kept dying."""
         result = {**(trial.last_result or {}), "status": "failed", "error": _death(trial)}
-        self._keep(outcome_of(trial.config[SPEC], result))
+        self._keep(outcome_of(spec_of(trial.config), result))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given, to restore an experiment itself, which is never asked of it."""
@@ -83,7 +83,7 @@ def make_tuner(
     )
     space: dict[str, Any] = {}
     if handout is None:
-        space = {SPEC: tune.grid_search(list(missing))}
+        space = {SPEC: tune.grid_search([spec.to_json() for spec in missing])}
         space |= {name: tune.sample_from(functools.partial(_planned_value, name)) for name in config.space}
     return tune.Tuner(
         trainable,
@@ -102,6 +102,7 @@ def make_tuner(
             name="tune",
             storage_path=str(place.folder),
             callbacks=[recorder],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials have their own
             failure_config=tune.FailureConfig(max_failures=config.max_failures),
             verbose=0,
         ),
@@ -134,11 +135,11 @@ def _domain(dimension: Dimension) -> Any:
 
 
 def _planned_value(name: str, config: Mapping[str, Any]) -> Any:
-    return config[SPEC].values[name]
+    return spec_of(config).values[name]
 
 
 def _trial_name(trial: Trial) -> str:
-    return str(trial.config[SPEC].id)
+    return spec_of(trial.config).id
 
 
 def outcome_of(spec: TrialSpec, result: Mapping[str, Any]) -> Outcome:

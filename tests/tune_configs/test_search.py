@@ -14,7 +14,8 @@ from tune_configs.ledger import Ledger
 from tune_configs.plan import Planner
 from tune_configs.search import Handout, Planned, Proposed
 from tune_configs.sweep_files import as_sweep
-from tune_configs.trial import OBJECTIVE, SPEC
+from tune_configs.trial import OBJECTIVE
+from tune_configs.trial import spec_of as handed
 
 
 def report(peak_gib: float, free_gib: float, gpu: float = 0.0) -> dict[str, Any]:
@@ -60,16 +61,16 @@ def test_every_trial_is_handed_out_once_and_no_more_than_may_run() -> None:
     assert isinstance(first, dict)
     assert handout.suggest("2") is None
     handout.on_trial_result("1", report(1.0, 1.5))
-    given = [first[SPEC]]
+    given = [handed(first)]
     second = handout.suggest("2")
     assert isinstance(second, dict)
-    given.append(second[SPEC])
+    given.append(handed(second))
     assert handout.suggest("3") is None
     handout.on_trial_complete("1", error=True)
     for trial in ("3", "4"):
         more = handout.suggest(trial)
         assert isinstance(more, dict)
-        given.append(more[SPEC])
+        given.append(handed(more))
         handout.on_trial_complete(trial, report(1.0, 1.5))
     assert given == specs
     assert handout.suggest("5") == Searcher.FINISHED

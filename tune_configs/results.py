@@ -31,8 +31,8 @@ class Row:
     finished, planned: trials, one a training seed; stopped: by the scheduler; iterations: of the longest
     trial; numbers: utility, quality, nfe and cost, of finished trials as measured, where none finished as
     watched last; interval: 95%, of the metric that trials are ranked by; seed_sd: of that metric over
-    training seeds; difference: to the reference, p_holm: adjusted; seconds: mean of a trial; errors: of
-    trials that failed.
+    training seeds; difference: to the reference, p_holm: adjusted; seconds: mean of a trial; ended: how
+    finished trainings ended, as by a guard; errors: of trials that failed.
     """
 
     label: str
@@ -46,6 +46,7 @@ class Row:
     difference: Estimate | None = None
     p_holm: float | None = None
     seconds: float | None = None
+    ended: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     values: Mapping[str, Scalar] = field(default_factory=dict)
     is_reference: bool = False
@@ -60,7 +61,7 @@ class Row:
         """In words: finished, stopped, failed, or how many of how many; missing where nothing has ended."""
         failed = len(self.errors)
         if self.finished == self.planned:
-            return "finished"
+            return ", ".join(["finished", *sorted(set(self.ended) - {"finished"})])
         if self.stopped == self.planned:
             return "stopped"
         if failed == self.planned:
@@ -146,6 +147,7 @@ def _row(
         difference=difference,
         p_holm=p_holm,
         seconds=float(np.mean([one.seconds for one in counted])) if counted else None,
+        ended=tuple(one.ended or "finished" for one in finished),
         errors=tuple(one.error or "" for one in outcomes if one.status == "failed"),
         values=specs[0].values,
         is_reference=is_reference,

@@ -41,8 +41,8 @@ OpenWorld = Callable[[RunConfig], AbstractContextManager[session.World]]
 OBJECTIVE = "objective"
 """Of a report: the sweep's metric, turned so that more is better; what schedulers and searchers see."""
 SPEC = "spec"
-"""In a trial's configuration for Tune: its `TrialSpec` as JSON, as Tune would keep an object elsewhere. Beside
-it, of a population, the values that change."""
+"""In a trial's configuration for Tune: its `TrialSpec` as JSON (Tune would keep an object elsewhere); of a
+population also the values that change."""
 ERROR_FILE = "error.txt"
 
 
@@ -98,7 +98,7 @@ class PolicyTrial(tune.Trainable):
 
     def _take(self, config: Mapping[str, Any]) -> None:
         self._spec = spec_of(config)
-        self._values = {name: value for name, value in config.items() if name != SPEC}
+        self._values = {name: config[name] for name in self._sweep.space if name in config}
         self._run_dir = self._place.folder / self._spec.id
         self._stack = ExitStack()
         self._run: Run | None = None
@@ -202,7 +202,7 @@ class PolicyTrial(tune.Trainable):
         to_come = self._kept.bytes_to_come if self._kept and run.config.backbone.device == "cpu" else 0.0
         return {
             MEMORY: sum(peak[0] for peak in peaks) + to_come,
-            FREE: float(free_memory()),
+            FREE: free_memory() - to_come,
             GPU: sum(peak[1] for peak in peaks),
         }
 

@@ -18,7 +18,7 @@ from evaluation.statistics import Estimate, Resampling, holm
 from tune_configs.ledger import Outcome
 from tune_configs.objective import better
 from tune_configs.plan import TrialSpec
-from tune_configs.sweep_config import Scalar
+from tune_configs.sweep_config import METRICS, Scalar
 from tune_configs.sweep_files import Sweep
 
 Floats = NDArray[np.float64]
@@ -126,24 +126,18 @@ def _row(
     finished = [one for one in outcomes if one.measured is not None]
     counted = finished or [one for one in outcomes if one.watched and one.status != "failed"]
     metric = sweep.config.metric
-    numbers, interval, spread = {}, None, None
-    if counted:
-        names = ("utility", "quality", "nfe", "cost")
-        numbers = {name: float(np.mean([one.metric(name) for one in counted])) for name in names}
+    estimate = None
     if finished:
         estimate = _resampling(sweep, finished[0]).mean(_by_prompt(finished, metric))
-        interval = (estimate.low, estimate.high)
-    if len(finished) > 1:
-        spread = float(np.std([one.metric(metric) for one in finished], ddof=1))
     return Row(
         label=label,
         finished=len(finished),
         stopped=sum(one.status == "stopped" for one in outcomes),
         planned=len(specs),
         iterations=max((one.iterations for one in outcomes), default=0),
-        numbers=numbers,
-        interval=interval,
-        seed_sd=spread,
+        numbers={name: float(_metrics(counted, name).mean()) for name in METRICS} if counted else {},
+        interval=None if estimate is None else (estimate.low, estimate.high),
+        seed_sd=float(_metrics(finished, metric).std(ddof=1)) if len(finished) > 1 else None,
         difference=difference,
         p_holm=p_holm,
         seconds=float(np.mean([one.seconds for one in counted])) if counted else None,
@@ -176,6 +170,13 @@ def _adjusted(
         dict(zip(distinct, holm([compared[label].p for label in distinct]), strict=True)) if distinct else {}
     )
     return {label: p_holm[first[same[label]]] for label in compared}
+
+
+def _metrics(outcomes: Sequence[Outcome], name: str) -> Floats:
+    """[trials]: one metric of each, which all of them have."""
+    values = [value for one in outcomes if (value := one.metric(name)) is not None]
+    assert len(values) == len(outcomes), f"a trial without {name}"
+    return np.array(values)
 
 
 def _by_prompt(outcomes: Sequence[Outcome], metric: str) -> Floats:

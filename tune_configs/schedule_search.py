@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -179,13 +180,13 @@ def _best(
 
 
 def _known(
-    tried: Sequence[dict[str, list[float]]], distributions: dict[str, FloatDistribution]
+    tried: Sequence[dict[str, Any]], distributions: dict[str, FloatDistribution]
 ) -> Iterator[optuna.trial.FrozenTrial]:
     for row in tried:
         yield optuna.trial.create_trial(
             params=dict(zip(distributions, row["gaps"], strict=True)),
             distributions=dict(distributions),
-            value=float(row["quality"]),  # type: ignore[arg-type]
+            value=float(row["quality"]),
         )
 
 

@@ -166,8 +166,11 @@ class Planner:
 
 
 def overrides_of(values: Mapping[str, Scalar]) -> list[str]:
-    """Values as overrides."""
-    return [f"{option}={_plain(value)}" for option, value in values.items()]
+    """Values as overrides, in full."""
+    return [
+        f"{option}={str(value).lower() if isinstance(value, bool) else value}"
+        for option, value in values.items()
+    ]
 
 
 def config_key(config: Mapping[str, Any]) -> str:
@@ -212,10 +215,7 @@ def draw(dimension: Dimension, generator: np.random.Generator) -> Scalar:
 
 def _name(values: Mapping[str, Scalar]) -> str:
     """A grid's point, as "lr=0.0003": the last part of each option is enough."""
-    return ",".join(f"{option.rpartition('.')[2]}={_plain(value)}" for option, value in values.items())
-
-
-def _plain(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return ",".join(
+        f"{option.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
+        for option, value in values.items()
+    )

@@ -60,7 +60,6 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
         (["ablation=A9"], "ablation='A9': give one of A1, A2, A3, A4, A5, all"),
         (["sweep=lr", "sweep.metric=speed"], "sweep.metric='speed': give one of utility, quality, nfe, cost"),
         (["sweep=lr", "ppo.lrr=1"], "unknown option 'ppo.lrr'; did you mean 'ppo.lr'?"),
-        (["sweep=lr", "sweep.space={ppo.lr: {uniform: [2, 1]}}"], "accepted: a lower and a higher bound"),
         (["sweep=lr", "backbone.scorers=nowhere"], "backbone.scorers=nowhere"),
         (
             ["ablation=A4"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_a_sweep_judges_compares_fails_in_part_and_is_gone_on_with(tmp_path: Pat
         ],
         "fast": ["ppo.lr=1e-2"],
     }
-    content = {"variants": variants, "reference": "slow"}
+    content = {"variants": variants, "reference": "slow", "max_concurrent": 1}
     prepared = toy_sweep(tmp_path / "mixed", content)
     outcomes = run(prepared)
     assert {trial: outcome.status for trial, outcome in outcomes.items()} == {
@@ -135,11 +136,11 @@ def test_a_sweep_judges_compares_fails_in_part_and_is_gone_on_with(tmp_path: Pat
 
 
 def processes(title: str) -> list[psutil.Process]:
-    """This session's Ray workers whose title begins so."""
+    """This session's Ray workers with such a title; Tune wraps the class of its trials."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if " ".join(process.cmdline()).startswith(title):
+            if re.match(f"ray::{title}", " ".join(process.cmdline())):
                 found.append(process)
         except psutil.Error:
             continue
@@ -166,7 +167,7 @@ def test_a_killed_trial_a_killed_env_runner_and_a_killed_rewards_service_lose_no
     name = "toy-sweep-faults"
     spec = PoolSpec("all", "toy", build_toy_scorers, PoolConfig(replicas=1, cpus=0.1, gpus=0.0))
     replicas = service.start(name, [spec])
-    titles = iter(["ray::PolicyTrial", "ray::DiffusionEnvRunner", "ray::RewardActor"])
+    titles = iter([r".*(Trial|Trainable|_Inner)", "DiffusionEnvRunner", "RewardActor"])
     killed: dict[str, list[int]] = {}
     told: list[str] = []
 
@@ -226,7 +227,9 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> No
 
 def test_a_sweep_whose_own_process_is_killed_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     prepared = toy_sweep(
-        tmp_path / "killed", {"space": LR, "max_concurrent": 1}, overrides=("ppo.iterations=3",)
+        tmp_path / "killed",
+        {"space": LR, "max_concurrent": 1},
+        overrides=("ppo.iterations=12", "watch.every=4"),
     )
     write_sweep(prepared)
     second = prepared.folder / prepared.specs[1].id / "progress.jsonl"
@@ -280,13 +283,13 @@ def test_a_population_exchanges_weights_and_changes_what_it_searches(tmp_path: P
     prepared = toy_sweep(tmp_path / "population", content, overrides=("ppo.iterations=6",))
     outcomes = run(prepared)
     assert [outcome.status for outcome in outcomes.values()] == ["finished"] * 2
-    planned = {spec.id: float(spec.values["reward.c_nfe"]) for spec in prepared.specs}
-    changed = {
+    prices = {
         trial: {row["c_nfe"] for row in read_rows(prepared.folder / trial / "progress.jsonl")}
-        - {planned[trial]}
         for trial in outcomes
     }
-    assert any(changed.values()), "one of the two took over from the other, and changed its price"
+    assert any(len(seen) > 1 for seen in prices.values()), (
+        "one of the two took over from the other, and changed its price"
+    )
     for outcome in outcomes.values():
         rows = read_rows(prepared.folder / outcome.spec.id / "progress.jsonl")
         assert [row["iteration"] for row in rows] == list(range(1, 7))

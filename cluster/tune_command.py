@@ -183,6 +183,8 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
     sweep, own = stored(folder)
     target = folder.with_name(f"{folder.name}-long")
     if (target / FILE).is_file():
+        if overrides:
+            raise UserError(f"{overrides[0]}: {target.name} exists and keeps its options; give --long alone")
         return _prepare(*stored(target), target)
     outcomes = read_outcomes(folder)
     specs = {outcome.spec.id: outcome.spec for outcome in outcomes.values()}

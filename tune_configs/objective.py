@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.contracts import EpisodeRequest
+from actors.errors import UserError
 from actors.held_out import HeldOutEpisode
 from actors.prompts import PromptOptions, load_prompts
 from learner.config import RunConfig
@@ -68,6 +69,11 @@ def judged_requests(config: RunConfig, judge: JudgeConfig) -> list[EpisodeReques
         prompts = load_prompts("shapes", config.watch.split, judge.prompts, judge.seed, _OPTIONS)
     else:
         prompts = split_prompts(config)[1][: judge.prompts]
+    if len(prompts) < 2:
+        raise UserError(
+            f"watch.every={config.watch.every}: {len(prompts)} held-out prompts to judge on; give watch.every of 1 "
+            f"or more, and more prompts than prompts.source={config.prompts.source} has, or a higher watch.share"
+        )
     noises_PS = np.random.default_rng([judge.seed, _STREAM]).integers(0, 2**31, (len(prompts), judge.seeds))
     return [
         EpisodeRequest(prompt.text, int(noise), prompt.tier)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +133,16 @@ def test_judged_prompts_are_held_out_and_their_noises_are_not_the_watchs() -> No
     assert not {one.prompt for one in judged} & {one.prompt for one in training_requests(planner.base)}
     assert not {one.prompt for one in judged} & {one.text for one in compose().evaluation.load_prompts(400)}
     assert not set(judged) & set(held_out_requests(planner.base))
+
+
+def test_a_file_of_which_nothing_is_held_out_judges_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a cat\na dog\na fox\n")
+    given = ["prompts=file", f"prompts.source={tmp_path}/mine.txt"]
+    judge = small().config.judge
+    with pytest.raises(UserError, match="0 held-out prompts to judge on"):
+        judged_requests(run_config([*given, "watch=none"]), judge)
+    with pytest.raises(UserError, match="1 held-out prompts to judge on"):
+        judged_requests(run_config(given), judge)
 
 
 @pytest.mark.parametrize(

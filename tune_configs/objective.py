@@ -71,8 +71,8 @@ def judged_requests(config: RunConfig, judge: JudgeConfig) -> list[EpisodeReques
         prompts = split_prompts(config)[1][: judge.prompts]
     if len(prompts) < 2:
         raise UserError(
-            f"watch.every={config.watch.every}: {len(prompts)} held-out prompts to judge on; give "
-            f"watch.every of 1 or more and a higher watch.share, or more prompts than are in {config.prompts.source}"
+            f"watch.every={config.watch.every}: {len(prompts)} held-out prompts to judge on; give 1 or more, "
+            f"and more prompts than are in {config.prompts.source}, or a higher watch.share"
         )
     noises_PS = np.random.default_rng([judge.seed, _STREAM]).integers(0, 2**31, (len(prompts), judge.seeds))
     return [

@@ -60,6 +60,7 @@ class Engine:
             backbone.alphas_cumprod.double().cpu().numpy(),
             spacing=config.timestep_spacing,
             flow_shift=backbone.flow_shift if config.flow_shift is None else config.flow_shift,
+            timesteps=config.timesteps,
         )
         refines = any(isinstance(action, Refine) for action in self.actions)
         self.region = make_region(config, backbone) if refines else None

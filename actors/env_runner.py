@@ -35,7 +35,7 @@ from actors.collector import Collector
 from actors.contracts import EpisodeRequest
 from actors.engine import Engine
 from actors.held_out import HeldOutEpisode, run_held_out
-from actors.memo import Call, Memo, Scored
+from actors.kept import Kept
 from actors.orders import ORDERS, ROUNDS, Orders, RunnerSettings, iteration_requests
 from actors.references import Reference, reference_config, run_references
 from actors.trajectory import TrainingRequest, Trajectory, final_scores
@@ -77,9 +77,8 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         """Load the backbone and connect to the rewards service."""
         settings = self.settings
         torch.set_num_threads(settings.torch_threads)
-        calls: Memo[Call] | None = Memo(settings.memo_mib) if settings.memo_mib else None
-        scores: Memo[Scored] | None = Memo(settings.memo_mib / 4) if settings.memo_mib else None
-        engine = Engine(settings.make_backbone(), settings.engine, memo=calls)
+        kept = settings.kept or Kept(settings.make_backbone, settings.memo_mib)
+        engine = Engine(kept.backbone(), settings.engine, memo=kept.calls)
         assert engine.action_names == settings.observer.actions
         self.collector = Collector(
             engine,
@@ -87,7 +86,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
             settings.make_client(),
             slots=settings.slots,
             groups=settings.groups,
-            memo=scores,
+            memo=kept.scores,
             record_previews=settings.trajectories is not None and settings.trajectory_previews,
         )
 

@@ -81,6 +81,8 @@ class EngineConfig:
     max_decisions: int = 64
     timestep_spacing: Spacing | None = None
     """None: the spacing that the solver is published with."""
+    timesteps: tuple[int, ...] | None = None
+    """The schedule's own timesteps, num_steps of them from the noisiest down, in place of any spacing."""
     flow_shift: float | None = None
     """Timestep shift of flow-matching schedules; None: the one that the backbone's scheduler is set to."""
 
@@ -115,6 +117,11 @@ class EngineConfig:
         _accept("refine_region", self.refine_region, self.refine_region in regions, ", ".join(regions))
         headless = self.refine_region == "learned" and self.refine_head is None
         _accept("refine_head", None, not headless, f"with engine.refine_region=learned {HEAD_ACCEPTED}")
+        times = self.timesteps
+        descending = times is None or (
+            len(times) == self.num_steps and min(times) >= 0 and sorted(set(times), reverse=True) == [*times]
+        )
+        _accept("timesteps", times, descending, f"{self.num_steps} whole numbers from 0, descending, or null")
         shift = self.flow_shift
         positive_shift = shift is None or (math.isfinite(shift) and shift > 0.0)
         _accept("flow_shift", shift, positive_shift, "a number above 0, or null")

@@ -46,6 +46,16 @@ class Memo(Generic[Entry]):
             mib * _MIB, getsizeof=lambda entry: entry.nbytes
         )
 
+    @property
+    def nbytes(self) -> float:
+        """Bytes of all entries."""
+        return float(self._entries.currsize)
+
+    @property
+    def capacity(self) -> float:
+        """Bytes that its entries may take."""
+        return float(self._entries.maxsize)
+
     def recall(self, keys: Sequence[Hashable]) -> list[Entry | None]:
         """The entry of each key, None where there is none."""
         entries = [self._entries.get(key) for key in keys]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from actors.contracts import Backbone, EpisodeRequest
 from actors.engine import EngineConfig
+from actors.kept import Kept
 from actors.ledger import Target
 from actors.observations import Observer
 from rewards_service.arithmetic import RewardConfig
@@ -34,7 +35,8 @@ class RunnerSettings:
     trained on; episodes_per_request: how often each is run in a row; branch_share: of the episodes, so many
     fork at a decision drawn among the schedule's (see `actors.branching`); trajectories: folder for Parquet
     files, None writes none; trajectory_previews: with an image of every decision in them; memo_mib: for
-    denoiser calls that were made before, and a quarter of it for scores (0: everything is computed again).
+    denoiser calls that were made before, and a quarter of it for scores (0: everything is computed again);
+    kept: of earlier runs in this process, instead of a backbone and memos of its own.
     """
 
     make_backbone: Callable[[], Backbone]
@@ -52,6 +54,7 @@ class RunnerSettings:
     trajectories: str | None = None
     trajectory_previews: bool = False
     memo_mib: float = 0.0
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def reference_config(config: EngineConfig, num_steps: int) -> EngineConfig:
     return replace(
         config,
         num_steps=num_steps,
+        timesteps=config.timesteps if num_steps == config.num_steps else None,
         warmup_steps=min(config.warmup_steps, num_steps - 1),
         actions=("continue", "stop"),
         max_nfe=num_steps,

@@ -8,6 +8,7 @@ rounded once, when a batch's coefficients are sent to the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -72,6 +73,7 @@ def make_schedule(
     *,
     spacing: Spacing | None = None,
     flow_shift: float = 1.0,
+    timesteps: Sequence[int] | None = None,
 ) -> Schedule:
     """The schedule that diffusers' scheduler of that solver uses.
 
@@ -80,8 +82,15 @@ def make_schedule(
     for DPM-Solver++. Flow-matching schedules are even in sigma from 1 to 1/num_steps and then shifted
     (Esser et al. 2024); `spacing` does not apply to them, nor to consistency models.
 
+    `timesteps` are the points themselves, in place of all this.
+
     Raises UserError if the model has fewer timesteps than num_steps.
     """
+    if timesteps is not None:
+        largest = alphas_cumprod.size - 1 if alphas_cumprod.size else FLOW_TIMESTEPS
+        if timesteps[0] > largest:
+            raise UserError(f"engine.timesteps begin at {timesteps[0]}; accepted: up to {largest}")
+        return Schedule(tuple(noise_level(float(t), alphas_cumprod) for t in timesteps), alphas_cumprod)
     if not alphas_cumprod.size:
         sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
         sigmas = flow_shift * sigmas / (1.0 + (flow_shift - 1.0) * sigmas)

@@ -70,6 +70,32 @@ def train(
 
 
 @app.command()
+def tune(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="sweep=FILE|ablation=FILE [OVERRIDES]...",
+            help="A file of tune_configs/sweep/ or tune_configs/ablation/, then OPTION=VALUE, GROUP=FILE "
+            "or @FILE for every trial, and sweep.OPTION=VALUE for the sweep itself.",
+        ),
+    ] = None,
+    resume: Annotated[str | None, typer.Option(metavar="SWEEP", help="Go on with this sweep.")] = None,
+    long: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SWEEP",
+            help="Train its best for long; the best of these goes to the registry's gate.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the trials and stop.")] = False,
+) -> int:
+    """Train many variants, and compare them in one table."""
+    from cluster.tune_command import tune_and_report
+
+    return tune_and_report(overrides or [], resume=resume, long=long, dry_run=dry_run)
+
+
+@app.command()
 def evaluate(
     policy: Annotated[
         str, typer.Argument(metavar="RUN|MODEL", help="A run, a policy's folder, or name@alias.")

@@ -64,6 +64,21 @@ def held_out_requests(config: RunConfig) -> tuple[EpisodeRequest, ...]:
     )
 
 
+def best_actions(
+    runners: EnvRunners,
+    requests: Sequence[EpisodeRequest],
+    score: str,
+    pictured: Sequence[EpisodeRequest] = (),
+) -> list[HeldOutEpisode]:
+    """The newest policy without chance on all requests, in their order, spread over the env runners."""
+
+    def work(runner: DiffusionEnvRunner, share: list[EpisodeRequest]) -> list[HeldOutEpisode]:
+        return runner.run_held_out(share, score, pictured)
+
+    runners.sync_weights()
+    return runners.spread(requests, work)
+
+
 class HeldOutWatch:
     """Evaluates the newest policy every so often; knows all evaluations of the run, oldest first."""
 
@@ -89,14 +104,8 @@ class HeldOutWatch:
     def evaluate(self, iteration: int, pictures: int) -> list[HeldOutEpisode]:
         """Run the newest policy on all held-out requests; the first `pictures` episodes bring images."""
         assert self._file is not None, "begin() comes first"
-        score, pictured = self._watch.score, self._requests[:pictures]
-
-        def work(runner: DiffusionEnvRunner, share: list[EpisodeRequest]) -> list[HeldOutEpisode]:
-            return runner.run_held_out(share, score, pictured)
-
         started = time.monotonic()
-        self._runners.sync_weights()
-        episodes = self._runners.spread(self._requests, work)
+        episodes = best_actions(self._runners, self._requests, self._watch.score, self._requests[:pictures])
         evaluation = Evaluation(
             iteration,
             quality=tuple(episode.quality for episode in episodes),

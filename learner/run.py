@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from learner.env_runners import EnvRunners
 from learner.events import EventLog
 from learner.gradients import check_skipped
 from learner.guards import Guards, StopRequest, TrainingFailure, check_finite
-from learner.held_out import HeldOutWatch, held_out_requests
+from learner.held_out import HeldOutWatch, best_actions, held_out_requests
 from learner.ppo import set_schedules
 from learner.progress import iteration_row
 from learner.reference_runs import ReferenceRuns
@@ -85,6 +85,7 @@ class Run:
             episodes_per_request=config.algorithm.episodes_per_request,
             branch_share=config.algorithm.branch_share,
             memo_mib=resources.memo_mib,
+            kept=world.kept if resources.num_env_runners == 0 else None,
             trajectories=str((run_dir / "trajectories").absolute())
             if config.checkpoints.trajectories
             else None,
@@ -170,8 +171,17 @@ class Run:
 
     # -- the iterations ------------------------------------------------------------------------------
 
-    def iterate(self, stop: StopRequest) -> str:
+    def iterate(self, stop: StopRequest | None = None) -> str:
         """Iterations until the last one or until something ends the run; gives what ended it."""
+        rows = self.iterations(stop)
+        while True:
+            try:
+                next(rows)
+            except StopIteration as end:
+                return str(end.value)
+
+    def iterations(self, stop: StopRequest | None = None) -> Generator[dict[str, Any], None, str]:
+        """The same one iteration at a time: gives their rows, and in the end what ended it."""
         rows = self._log.begin(self.iteration + 1)
         self._guards.begin(rows)
         self._watch.begin(self.iteration + 1)
@@ -193,6 +203,7 @@ class Run:
                 self._save_checkpoint()
                 saved_at = self.iteration
             ended = ended or self._over(stop)
+            yield row
         if saved_at < self.iteration:
             self._save_checkpoint()
         return ended
@@ -202,6 +213,10 @@ class Run:
         if warning is not None and not self._budget_warned:
             self.events.record("budget", warning)
         self._budget_warned = warning is not None
+
+    def best_actions(self, requests: Sequence[EpisodeRequest]) -> list[HeldOutEpisode]:
+        """The present policy without chance on requests of one's own, scored as the watch scores."""
+        return best_actions(self._runners, requests, self.config.watch.score)
 
     def _over(self, stop: StopRequest | None) -> str | None:
         """Whether the last iteration was the last one, or somebody asks to end."""

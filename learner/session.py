@@ -24,6 +24,7 @@ from actors.backbones.config import BackboneConfig
 from actors.contracts import Backbone
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
+from actors.kept import Kept
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from learner.config import RunConfig
 from rewards_service import service
@@ -58,6 +59,8 @@ class World:
     make_client: Callable[[], RewardClient]
     scorers: str
     """Identity of the reward models: references scored by others are not reused."""
+    kept: Kept | None = None
+    """What the driver keeps from run to run, where it denoises itself."""
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ def train(
     if resume is None and (run_dir / "progress.jsonl").exists():
         raise UserError(f"name={config.name}: {run_dir} holds a run already; resume it or give another name")
     requests = training_requests(config)
-    _prepare(run_dir, config)
+    write_config(run_dir, config)
     checkpoints.clear_unfinished(run_dir)
     report = progress or (lambda row: None)
     report({"phase": "starting"})
@@ -100,7 +100,8 @@ def training_requests(config: RunConfig) -> tuple[EpisodeRequest, ...]:
     )
 
 
-def _prepare(run_dir: Path, config: RunConfig) -> None:
+def write_config(run_dir: Path, config: RunConfig) -> None:
+    """Write config.yaml, by which everything else knows a run. Raises UserError where the disk refuses."""
     try:
         with written_aside(run_dir / "config.yaml") as aside:
             aside.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))

@@ -29,6 +29,8 @@ from tune_configs.conversion import from_mapping, join, nearest, option_names, u
 
 FOLDER = Path(__file__).resolve().parent
 _EVALUATION = "evaluation"
+STUDIES = ("sweep", "ablation")
+"""Folders whose files are many trainings: `tune_configs.sweep_files` reads them."""
 
 
 class Settings(NamedTuple):
@@ -92,16 +94,22 @@ def compose_offline(overrides: Sequence[str] = ()) -> OfflineConfig:
 
     overrides: "OPTION=VALUE", in Hydra's grammar, or "@FILE", a YAML file of options. Raises UserError.
     """
-    _, values = _split(overrides, option_names(OfflineConfig), {})
     tree = yaml.safe_load((FOLDER / "offline.yaml").read_text(encoding="utf-8"))
-    config = from_mapping(OfflineConfig, _with_values(tree, values))
+    config = from_mapping(OfflineConfig, changed(tree, overrides, option_names(OfflineConfig)))
     config.validate()
     return config
 
 
+def changed(tree: Mapping[str, Any], overrides: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """A mapping with `overrides` applied, OPTION=VALUE or @FILE, of the options known. Raises UserError."""
+    _, values = _split(overrides, known, {})
+    return _with_values(dict(tree), values)
+
+
 def groups() -> dict[str, list[str]]:
-    """Each group with the names of its files, both sorted."""
+    """Each group that a training is composed of, with the names of its files, both sorted."""
     folders = sorted(folder for folder in FOLDER.iterdir() if any(folder.glob("*.yaml")))
+    folders = [folder for folder in folders if folder.name not in STUDIES]
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 

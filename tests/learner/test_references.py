@@ -50,6 +50,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "look_price": {"look_price": 0.9},
     "max_decisions": {"max_decisions": 63},
     "timestep_spacing": {"timestep_spacing": "leading"},
+    "timesteps": {"timesteps": tuple(range(950, 0, -100))},
     "flow_shift": {"flow_shift": 3.0},
 }
 

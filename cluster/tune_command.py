@@ -1,0 +1,239 @@
+"""`addiffusion tune`: sweeps and ablations, going on with them, and long training of what they found best.
+
+Always true here: every trial is composed before Ray starts; whatever ends a sweep, its tables are written of
+what has ended, and the last line says how to go on.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from actors.errors import UserError
+from cluster.promotion import Gate, promote_version
+from cluster.runs import free_name
+from cluster.train_command import FAILED, INTERRUPTED, check_inputs, check_reward_models
+from learner import registry
+from learner.champions import Champions
+from learner.registration import read_result, register_run
+from tune_configs.conversion import nearest
+from tune_configs.ledger import Outcome, read_outcomes
+from tune_configs.loading import STUDIES, compose
+from tune_configs.mlflow_sweep import SweepTracking
+from tune_configs.objective import better
+from tune_configs.results import Row, best_variants, table
+from tune_configs.sweep import FILE, Prepared, prepare, run_sweep, stored
+from tune_configs.sweep_config import SweepConfig
+from tune_configs.sweep_files import PREFIX, Sweep, read_sweep, sweep_files
+from tune_configs.tables import CSV, HEADERS, LATEX, MARKDOWN, REPORT, cells, write_results
+
+_NAME = "name="
+_HEAD = "engine.refine_head="
+
+
+def tune_and_report(overrides: Sequence[str], *, resume: str | None, long: str | None, dry_run: bool) -> int:
+    """A new sweep, an earlier one gone on with, or its best for long; the exit code.
+
+    0: all trials ended; 1: some failed, or the gate refused; 130: it was interrupted.
+    """
+    if resume is not None and long is not None:
+        raise UserError("--long: give it or --resume, not both")
+    if resume is not None:
+        if overrides:
+            raise UserError(f"{overrides[0]}: a sweep that exists keeps its options; give --resume alone")
+        folder = find_sweep(resume, Path(compose().run.runs_dir))
+        prepared = _prepare(*stored(folder), folder)
+    elif long is not None:
+        prepared = _longer(find_sweep(long, Path(compose().run.runs_dir)), overrides)
+    else:
+        prepared = _prepare(*_new_sweep(overrides))
+    if dry_run:
+        for spec in prepared.specs:
+            typer.echo(f"{spec.id} ({', '.join(spec.labels)}): {shlex.join(spec.overrides)}")
+        return 0
+    code, rows, outcomes = _run(prepared)
+    if long is None or code == INTERRUPTED:
+        return code
+    return _promote_best(prepared, rows, outcomes)
+
+
+def find_sweep(name: str, runs_dir: Path) -> Path:
+    """The folder of a sweep, by its name or its path. Raises UserError."""
+    for folder in (runs_dir / name, Path(name)):
+        if (folder / FILE).is_file():
+            return folder
+    known = sorted(file.parent.name for file in runs_dir.glob(f"*/{FILE}"))
+    listed = f"give one of {', '.join(known)}" if known else "there is none yet"
+    raise UserError(f"sweep '{name}': not found in {runs_dir}; {listed}{nearest(name, known)}")
+
+
+def _new_sweep(overrides: Sequence[str]) -> tuple[Sweep, list[str], Path]:
+    """The sweep that the overrides name, those that are for its trials, and a folder that is free."""
+    chosen = [text.partition("=") for text in overrides if text.partition("=")[0] in STUDIES]
+    if len(chosen) != 1:
+        every = "; ".join(f"{group}={'|'.join(sweep_files(group))}" for group in STUDIES)
+        raise UserError(f"tune: give one of {every}")
+    ((group, _, file),) = chosen
+    own = [text for text in overrides if text.startswith(PREFIX)]
+    name = next((text.removeprefix(_NAME) for text in reversed(overrides) if text.startswith(_NAME)), None)
+    rest = [
+        text for text in overrides if not text.startswith((PREFIX, _NAME, *(f"{one}=" for one in STUDIES)))
+    ]
+    sweep = read_sweep(group, file, own)
+    runs_dir = Path(compose(rest).run.runs_dir)
+    wanted = file if group == "sweep" else f"{group}-{file}"
+    folder = runs_dir / (name or _free(wanted, runs_dir))
+    if folder.exists():
+        raise UserError(f"name={folder.name}: {folder} exists; --resume {folder.name} goes on with a sweep")
+    return sweep, rest, folder
+
+
+def _free(name: str, runs_dir: Path) -> str:
+    """A name that neither a run nor a sweep has."""
+    numbered = (f"{name}-{number}" for number in range(2, 10_000))
+    return next(one for one in (free_name(name, runs_dir), *numbered) if not (runs_dir / one).exists())
+
+
+def _prepare(sweep: Sweep, overrides: Sequence[str], folder: Path) -> Prepared:
+    """Compose everything and look at what can be missing, before anything starts."""
+    settings = compose([*next(iter(sweep.parts.values())).base, *overrides])
+    check_inputs(settings)
+    check_reward_models(settings)
+    uri = settings.run.registry.tracking_uri or registry.tracking_uri(folder.parent)
+    prepared = prepare(sweep, overrides, folder, uri)
+    for spec in prepared.specs:
+        for text in spec.overrides:
+            if text.startswith(_HEAD) and not Path(text.removeprefix(_HEAD)).is_file():
+                file, engine = text.removeprefix(_HEAD), settings.run.engine
+                raise UserError(
+                    f"{spec.labels[0]}: {text}: no such file; make it with: python -m actors.region_training "
+                    f"{file} --steps {engine.num_steps} --guidance {engine.guidance_scale:g}"
+                )
+    return prepared
+
+
+def _run(prepared: Prepared) -> tuple[int, list[Row], dict[str, Outcome]]:
+    """Run what is missing, write the tables, and say what came of it."""
+    folder, sweep = prepared.folder, prepared.sweep
+    typer.echo(f"sweep: {folder}")
+    try:
+        run_sweep(prepared, typer.echo)
+    except BaseException:
+        if (folder / FILE).exists():  # else it was refused, and the message is all there is
+            _tables(prepared)
+        raise
+    rows, outcomes, page = _tables(prepared)
+    _show(sweep, rows)
+    _record(prepared, outcomes)
+    typer.echo(f"report: {page}")
+    planned = len(prepared.specs) or sweep.config.trials
+    ended = len(outcomes)
+    failed = sum(outcome.status == "failed" for outcome in outcomes.values())
+    if ended < planned:
+        typer.echo(
+            f"{ended} of {planned} trials have ended; go on with: addiffusion tune --resume {folder.name}"
+        )
+        return INTERRUPTED, rows, outcomes
+    if failed:
+        typer.echo(f"{failed} of {planned} failed; try them again: addiffusion tune --resume {folder.name}")
+    return (FAILED if failed else 0), rows, outcomes
+
+
+def _tables(prepared: Prepared) -> tuple[list[Row], dict[str, Outcome], Path]:
+    outcomes = read_outcomes(prepared.folder)
+    specs = prepared.specs or [outcome.spec for outcome in outcomes.values()]
+    rows = table(prepared.sweep, specs, outcomes)
+    command = f"addiffusion tune {shlex.join([prepared.sweep.title, *prepared.overrides])}"
+    return rows, outcomes, write_results(prepared.folder, prepared.sweep, rows, command=command)
+
+
+def _show(sweep: Sweep, rows: Sequence[Row]) -> None:
+    shown = Table(*HEADERS, box=None, padding=(0, 1), pad_edge=False)
+    for row in rows:
+        shown.add_row(*cells(sweep, row))
+    Console(soft_wrap=True).print(shown)
+
+
+def _record(prepared: Prepared, outcomes: Mapping[str, Outcome]) -> None:
+    """Parent and children in MLflow; a failing one is said, no error."""
+    settings = prepared.base.registry
+    if not settings.enabled:
+        return
+    files = [prepared.folder / name for name in (CSV, MARKDOWN, LATEX, REPORT)]
+    try:
+        tracking = SweepTracking(prepared.folder, prepared.sweep, prepared.tracking_uri, settings.experiment)
+        tracking.send(outcomes, files)
+    except Exception as error:  # whatever a server, a proxy or a database may raise
+        reason = (str(error).splitlines() or [""])[0]
+        typer.echo(
+            f"not recorded in MLflow: {type(error).__name__}: {reason}; --resume tries again", err=True
+        )
+
+
+# -- long training -----------------------------------------------------------------------------------------
+
+
+def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
+    """The best variants of a sweep as a sweep of its own, in the folder NAME-long."""
+    sweep, own = stored(folder)
+    target = folder.with_name(f"{folder.name}-long")
+    if (target / FILE).is_file():
+        if overrides:
+            raise UserError(f"{overrides[0]}: {target.name} exists and keeps its options; give --long alone")
+        return _prepare(*stored(target), target)
+    outcomes = read_outcomes(folder)
+    specs = {outcome.spec.id: outcome.spec for outcome in outcomes.values()}
+    best = best_variants(sweep, table(sweep, specs.values(), outcomes), sweep.config.promoted)
+    if not best:
+        raise UserError(
+            f"--long={folder.name}: no variant has finished; addiffusion tune --resume {folder.name}"
+        )
+    by_label = {label: spec for spec in specs.values() for label in spec.labels}
+    longer = tuple(sweep.config.long) + tuple(overrides)
+    variants = {row.label.replace("/", "-"): (*by_label[row.label].overrides[:-1], *longer) for row in best}
+    config = SweepConfig(
+        description=f"The best of {sweep.title} ({folder.name}), trained for long.",
+        base=by_label[best[0].label].overrides[:-1],
+        variants=variants,
+        seeds=sweep.config.seeds,
+        metric=sweep.config.metric,
+        judge=sweep.config.judge,
+        cpus_per_trial=sweep.config.cpus_per_trial,
+        max_concurrent=sweep.config.max_concurrent,
+        memory_reserve_gib=sweep.config.memory_reserve_gib,
+        max_failures=sweep.config.max_failures,
+    )
+    del own  # part of each trial's overrides
+    return _prepare(Sweep("sweep", target.name, config, {target.name: config}), longer, target)
+
+
+def _promote_best(prepared: Prepared, rows: Sequence[Row], outcomes: Mapping[str, Outcome]) -> int:
+    """Register the best policy of the best variant, and put it before the gate; the gate's exit code."""
+    metric = prepared.sweep.config.metric
+    ranked = best_variants(prepared.sweep, rows, 1)
+    if not ranked:
+        raise UserError(f"--long: no variant of {prepared.folder.name} has finished")
+    finished = [
+        outcome
+        for outcome in outcomes.values()
+        if ranked[0].label in outcome.spec.labels and outcome.measured is not None
+    ]
+    best = max(finished, key=lambda outcome: better(metric) * (outcome.metric(metric) or 0.0))
+    run_dir = prepared.folder / best.spec.id
+    version = read_result(run_dir).model_version or register_run(run_dir)
+    model = registry.model_name(prepared.base.backbone.name)
+    typer.echo(f"{best.spec.id} is version {version} of {model}")
+    return promote_version(
+        Champions(prepared.tracking_uri),
+        f"{model}/{version}",
+        Gate(),
+        runs_dir=prepared.folder.parent,
+        reason=None,
+        force=False,
+        as_json=False,
+    )

@@ -1,0 +1,167 @@
+"""`addiffusion tune` but for the trials themselves, which tests/tune_configs/test_sweep.py runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from learner.registration import Result
+from tests.cluster.conftest import Say
+from tests.tune_configs.outcomes import finished
+from tune_configs.ledger import Ledger, Outcome, is_done
+from tune_configs.plan import run_config
+from tune_configs.sweep import Prepared, write_sweep
+
+UTILITY = {"lr=0.0001": 0.3, "lr=0.0003": 0.5, "lr=0.001": 0.4}
+UNTRACKED = "registry.enabled=false"
+
+
+class Trials:
+    """Stands in for the engine room: ends trials as told, as far as they are not done."""
+
+    def __init__(self) -> None:
+        self.limit = 100
+        self.failing: set[str] = set()
+        self.ran: list[str] = []
+        self.seen: list[Prepared] = []
+
+    def __call__(self, prepared: Prepared, report: Callable[[str], None]) -> dict[str, Outcome]:
+        write_sweep(prepared)
+        self.seen.append(prepared)
+        ledger = Ledger(prepared.folder)
+        for spec in [spec for spec in prepared.specs if not is_done(ledger.outcomes, spec)][: self.limit]:
+            self.ran.append(spec.id)
+            if spec.id in self.failing:
+                ledger.add(Outcome(spec, "failed", error="RuntimeError: no luck"))
+                continue
+            lr = run_config(spec.overrides).ppo.lr
+            level = UTILITY[f"lr={lr:g}"]
+            ledger.add(finished(spec, [level, level + 0.1, level - 0.1], [4.0, 5.0, 6.0]))
+            Result("finished", 8, 1.0).write(prepared.folder / spec.id)
+        return ledger.outcomes
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
+    stands_in = Trials()
+    monkeypatch.setattr("cluster.tune_command.run_sweep", stands_in)
+    return stands_in
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "tune: give one of sweep=asha|lr|optuna"),
+        (["sweep=lr", "ablation=A1"], "tune: give one of sweep="),
+        (["sweep=lrr"], "sweep='lrr': give one of asha, lr"),
+        (["ablation=A9"], "ablation='A9': give one of A1, A2, A3, A4, A5, all"),
+        (["sweep=lr", "sweep.metric=speed"], "sweep.metric='speed': give one of utility, quality, nfe, cost"),
+        (["sweep=lr", "ppo.lrr=1"], "unknown option 'ppo.lrr'; did you mean 'ppo.lr'?"),
+        (["sweep=lr", "backbone.scorers=nowhere"], "backbone.scorers=nowhere"),
+        (
+            ["ablation=A4"],
+            "A4/learned: engine.refine_head=runs/head.safetensors: no such file; make it with: python",
+        ),
+        (["--resume", "gone"], "sweep 'gone': not found in runs; there is none yet"),
+        (["--long", "gone"], "sweep 'gone': not found in runs"),
+        (["--resume", "one", "--long", "other"], "--long: give it or --resume, not both"),
+    ],
+)
+def test_a_mistake_is_one_line_and_starts_nothing(
+    say: Say, folder: Path, trials: Trials, arguments: list[str], said: str
+) -> None:
+    code, _, err = say("tune", *arguments)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert not trials.seen
+    assert list(folder.iterdir()) == []
+
+
+def test_a_dry_run_names_the_trials_and_makes_nothing(say: Say, folder: Path, trials: Trials) -> None:
+    code, out, _ = say("tune", "sweep=lr", "ppo.iterations=7", "--dry-run")
+    assert code == 0
+    assert [line.partition(" ")[0] for line in out.splitlines()] == [
+        "lr-lr=0.0001-s0",
+        "lr-lr=0.0003-s0",
+        "lr-lr=0.001-s0",
+    ]
+    assert all("ppo.iterations=7" in line for line in out.splitlines())
+    assert list(folder.iterdir()) == []
+
+
+def test_a_sweep_leaves_its_tables_and_a_second_one_a_folder_of_its_own(
+    say: Say, folder: Path, trials: Trials
+) -> None:
+    code, out, _ = say("tune", "sweep=lr", UNTRACKED)
+    assert code == 0
+    assert out.endswith("report: runs/lr/report.html\n")
+    made = {path.name for path in (folder / "runs" / "lr").iterdir()}
+    assert {"sweep.yaml", "trials.jsonl", "results.csv", "results.md", "results.tex", "report.html"} <= made
+    assert say("tune", "sweep=lr", UNTRACKED)[0] == 0
+    assert [prepared.folder.name for prepared in trials.seen] == ["lr", "lr-2"]
+    code, _, err = say("tune", "sweep=lr", "name=lr")
+    assert (code, err) == (2, "error: name=lr: runs/lr exists; --resume lr goes on with a sweep\n")
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, trials: Trials) -> None:
+    trials.limit = 1
+    code, out, _ = say("tune", "sweep=lr", "ppo.iterations=7", UNTRACKED, "name=mine")
+    assert code == 130
+    assert "1 of 3 trials have ended; go on with: addiffusion tune --resume mine" in out
+    trials.limit = 100
+    assert say("tune", "--resume", "mine")[0] == 0
+    assert len(trials.ran) == len(set(trials.ran)) == 3
+    assert trials.seen[1].base.ppo.iterations == 7
+    code, _, err = say("tune", "--resume", "mine", "ppo.lr=1")
+    assert (code, err) == (2, "error: ppo.lr=1: a sweep that exists keeps its options; give --resume alone\n")
+
+
+def test_a_failed_trial_is_in_the_table_and_in_the_exit_code(say: Say, folder: Path, trials: Trials) -> None:
+    trials.failing = {"lr-lr=0.0003-s0"}
+    code, out, _ = say("tune", "sweep=lr", UNTRACKED)
+    assert code == 1
+    assert "1 of 3 failed; try them again: addiffusion tune --resume lr" in out
+    assert "RuntimeError: no luck" in (folder / "runs/lr/results.md").read_text()
+    trials.failing = set()
+    assert say("tune", "--resume", "lr")[0] == 0
+    assert trials.ran[-1] == "lr-lr=0.0003-s0"
+
+
+def test_the_best_are_trained_for_long_and_the_best_of_them_goes_to_the_gate(
+    say: Say, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def register(run_dir: Path) -> str:
+        asked.append(run_dir)
+        return "3"
+
+    def gate(champions: Any, model: str, *_: Any, **__: Any) -> int:
+        asked.append(model)
+        return 1
+
+    monkeypatch.setattr("cluster.tune_command.register_run", register)
+    monkeypatch.setattr("cluster.tune_command.Champions", lambda uri: uri)
+    monkeypatch.setattr("cluster.tune_command.promote_version", gate)
+    assert say("tune", "sweep=lr", "sweep.promoted=2", "ppo.iterations=7", UNTRACKED)[0] == 0
+    code, out, _ = say("tune", "--long", "lr", "ppo.num_epochs=2")
+    assert code == 1, "the gate's"
+    longer = trials.seen[1]
+    configs = [run_config(spec.overrides) for spec in longer.specs]
+    assert [config.ppo.lr for config in configs] == [3e-4, 1e-3], "the two best, the best first"
+    assert {config.ppo.iterations for config in configs} == {200}
+    assert {config.ppo.num_epochs for config in configs} == {2}
+    assert asked == [Path("runs/lr-long") / longer.specs[0].id, "addiffusion-shapes/3"]
+    assert "report: runs/lr-long/report.html" in out
+
+
+def test_nothing_finished_is_nothing_to_train_for_long(say: Say, trials: Trials) -> None:
+    trials.limit = 0
+    assert say("tune", "sweep=lr", UNTRACKED)[0] == 130
+    code, _, err = say("tune", "--long", "lr")
+    assert code == 2
+    assert err == "error: --long=lr: no variant has finished; addiffusion tune --resume lr\n"

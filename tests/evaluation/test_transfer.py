@@ -24,8 +24,7 @@ def recipe(backbone: Any, config: EvaluationConfig) -> Any:
     bench = replace(open_fake_bench(), outputs=("image_reward", "clip_score"))
     if backbone.name == "fake":
         return lambda: bench
-    wide = {"feature_dim": 5} if backbone.name == "wide" else {}
-    other = FakeBackbone(identity=f"{backbone.name}-2", **wide)
+    other = FakeBackbone(identity=f"{backbone.name}-2", feature_dim=5 if backbone.name == "wide" else 3)
     return lambda: replace(bench, backbone=other, identity=backbone.name)
 
 

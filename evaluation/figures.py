@@ -118,7 +118,7 @@ def pareto(summary: Mapping[str, Any], axis: str) -> Picture:
     last = max(each[axis] for each in [*baselines.values(), policy])
     costs = np.linspace(vertices[0].cost, last, 300)
     front = envelope_weights(vertices, costs) @ np.array([vertex.quality for vertex in vertices])
-    with _axes(5.2, 4.3) as (figure, axes):
+    with canvas(5.2, 4.3) as (figure, axes):
         axes.plot(costs, front, color=FAINT, linewidth=1.2, zorder=1, label="front of fixed baselines")
         for family, look in FAMILIES.items():
             members = {name: each for name, each in baselines.items() if _family(name) == family}
@@ -142,7 +142,7 @@ def pareto(summary: Mapping[str, Any], axis: str) -> Picture:
         axes.set_xlim(0, 1.05 * last)
         axes.margins(y=0.09)
         axes.legend(loc="lower right", handlelength=1.4, borderaxespad=0.2)
-        return _picture(figure)
+        return rendered(figure)
 
 
 def nfe_per_tier(summary: Mapping[str, Any], rows: Sequence[ImageRow]) -> Picture:
@@ -154,7 +154,7 @@ def nfe_per_tier(summary: Mapping[str, Any], rows: Sequence[ImageRow]) -> Pictur
 
 def nfe_per_group(groups: Mapping[str, Sequence[int]]) -> Picture:
     """How NFE are spread within each group, the first at the bottom; no group is empty."""
-    with _axes(5.2, 0.75 * len(groups) + 1.3) as (figure, axes):
+    with canvas(5.2, 0.75 * len(groups) + 1.3) as (figure, axes):
         highest = max(max(values) for values in groups.values())
         bins = np.arange(0, highest + 2) - 0.5
         tallest = max(float(np.histogram(values, bins)[0].max() / len(values)) for values in groups.values())
@@ -182,7 +182,7 @@ def nfe_per_group(groups: Mapping[str, Sequence[int]]) -> Picture:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(left=0)
         axes.set_xlabel("NFE an image (bars: share of images, line: mean)")
-        return _picture(figure)
+        return rendered(figure)
 
 
 def quality_trajectories(traces: Sequence[Trace], quality: str) -> Picture:
@@ -190,7 +190,7 @@ def quality_trajectories(traces: Sequence[Trace], quality: str) -> Picture:
 
     The mean at an NFE is over all traced images, each at its last value so far.
     """
-    with _axes(5.2, 3.8) as (figure, axes):
+    with canvas(5.2, 3.8) as (figure, axes):
         last = max(trace.nfe[-1] for trace in traces)
         grid = np.arange(min(trace.nfe[0] for trace in traces), last + 1)
         held = np.empty((len(traces), len(grid)))
@@ -205,7 +205,7 @@ def quality_trajectories(traces: Sequence[Trace], quality: str) -> Picture:
         axes.set_ylabel(f"{quality} of the preview")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower right")
-        return _picture(figure)
+        return rendered(figure)
 
 
 def actions_over_decisions(rows: Sequence[ImageRow], action_names: Sequence[str]) -> Picture:
@@ -216,7 +216,7 @@ def actions_over_decisions(rows: Sequence[ImageRow], action_names: Sequence[str]
     ]
     deciding_I = np.array([counts.total() for counts in taken])
     shares = {name: np.array([counts[name] for counts in taken]) / deciding_I for name in action_names}
-    with _axes(5.2, 3.6) as (figure, axes):
+    with canvas(5.2, 3.6) as (figure, axes):
         index_I = np.arange(1, longest + 1)
         _stacked(axes, index_I, shares)
         axes.plot(
@@ -229,16 +229,16 @@ def actions_over_decisions(rows: Sequence[ImageRow], action_names: Sequence[str]
         )
         axes.set_xlabel("decision of an image")
         _legend_above(axes)
-        return _picture(figure)
+        return rendered(figure)
 
 
 def actions_over_training(iterations: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Picture:
     """Shares of the actions in each iteration of training."""
-    with _axes(5.2, 3.2) as (figure, axes):
+    with canvas(5.2, 3.2) as (figure, axes):
         _stacked(axes, np.array(iterations), {name: np.array(values) for name, values in shares.items()})
         axes.set_xlabel("iteration")
         _legend_above(axes)
-        return _picture(figure)
+        return rendered(figure)
 
 
 def training_curves(iterations: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Picture:
@@ -257,11 +257,12 @@ def training_curves(iterations: Sequence[int], curves: Mapping[str, Sequence[flo
             axes.set_title(name, fontsize=10, loc="left", color=INK)
             axes.tick_params(labelsize=8.5)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        return _picture(figure)
+        return rendered(figure)
 
 
 @contextmanager
-def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of so many inches with one pair of axes, in the style of all."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -328,7 +329,8 @@ def _clipped(text: str, longest: int = 18) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _picture(figure: Figure) -> Picture:
+def rendered(figure: Figure) -> Picture:
+    """The figure in both formats."""
     svg, png = io.StringIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     figure.savefig(png, format="png", dpi=PNG_DPI)

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from evaluation.figures import FAINT, INK, POLICY, _axes, _svg
+from evaluation.figures import FAINT, INK, POLICY, canvas, rendered
 from evaluation.front import Point, upper_envelope
 
 _COLOURS = "viridis"  # even in lightness, for colour-blind readers too
@@ -34,7 +34,7 @@ class Variant:
 def quality_against_cost(variants: Sequence[Variant]) -> str:
     """Mean quality against mean cost of every variant, and the front of the best mixtures of them."""
     front = upper_envelope([Point(one.name, one.cost, one.quality) for one in variants])
-    with _axes(5.2, 4.3) as (figure, axes):
+    with canvas(5.2, 4.3) as (figure, axes):
         axes.plot(
             [point.cost for point in front],
             [point.quality for point in front],
@@ -61,7 +61,7 @@ def quality_against_cost(variants: Sequence[Variant]) -> str:
         axes.set_ylabel("held-out quality")
         axes.margins(0.12)
         axes.legend(loc="lower right")
-        return _svg(figure)
+        return rendered(figure).svg
 
 
 def parallel_coordinates(variants: Sequence[Variant]) -> str:
@@ -76,9 +76,10 @@ def parallel_coordinates(variants: Sequence[Variant]) -> str:
     for name in ("cost", "quality", "utility"):
         columns[name] = [getattr(one, name) for one in variants]
         places[name] = _scaled(columns[name])
-    norm = Normalize(min(columns["utility"]), max(columns["utility"]))
+    utilities = [one.utility for one in variants]
+    norm = Normalize(min(utilities), max(utilities))
     colours = mpl.colormaps[_COLOURS]
-    with _axes(max(5.2, 0.95 * len(places)), 3.8) as (figure, axes):
+    with canvas(max(5.2, 0.95 * len(places)), 3.8) as (figure, axes):
         for line, one in enumerate(variants):
             heights = [place[line] for place in places.values()]
             axes.plot(
@@ -98,7 +99,7 @@ def parallel_coordinates(variants: Sequence[Variant]) -> str:
         axes.grid(visible=False)
         axes.set_xlim(-0.2, len(places) - 0.5)
         figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="held-out utility", shrink=0.85)
-        return _svg(figure)
+        return rendered(figure).svg
 
 
 def _scaled(values: Sequence[bool | int | float | str]) -> list[float]:

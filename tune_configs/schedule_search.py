@@ -27,6 +27,7 @@ from actors.contracts import EpisodeRequest
 from actors.engine import Engine, EngineConfig
 from actors.references import reference_config
 from evaluation.baselines import Baseline
+from evaluation.baselines.names import ENGINE_SOLVERS
 from evaluation.bench import Bench, held_out_recipe
 from evaluation.config import EvaluationConfig
 from evaluation.generate import generate, jobs_of
@@ -116,7 +117,8 @@ def measure(
     bench: Bench, engine: EngineConfig, requests: Sequence[EpisodeRequest], slots: int
 ) -> list[ImageRow]:
     """One row for each request, in order: the schedule run to its end."""
-    method = BaselineMethod(Baseline("fixed", engine.solver, engine.num_steps), engine)
+    family = next(family for family, solver in ENGINE_SOLVERS.items() if solver == engine.solver)
+    method = BaselineMethod(Baseline("fixed", family, engine.solver, engine.num_steps), engine)
     return [row for job in jobs_of(method, requests, slots) for row in generate(bench, job).rows]
 
 

@@ -36,8 +36,12 @@ class Dimension:
 
     def __post_init__(self) -> None:
         given = [name for name in ("grid", "choice", "uniform", "loguniform") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError("give one of grid, choice, uniform or loguniform, and something in it")
+        if not given:
+            raise ValueError("grid: nothing; accepted: values, or else choice, uniform or loguniform")
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[1]}: {list(getattr(self, given[1]))}; accepted: nothing beside {given[0]}"
+            )
         for name in ("uniform", "loguniform"):
             bounds = getattr(self, name)
             if bounds is not None and not bounds[0] < bounds[1]:

@@ -77,7 +77,7 @@ def test_a_search_finds_later_calls_is_judged_on_other_prompts_and_goes_on_where
     assert spaced.is_reference
     assert searched.numbers["nfe"] == spaced.numbers["nfe"] == 3
     assert searched.difference is not None
-    assert searched.difference.low > 0.02
+    assert searched.difference.low > 0.0
     best = max(tried, key=lambda row: row["quality"])
     assert best["timesteps"][-1] < own[-1] / 2
     told = read_outcomes(whole.folder)["steps-3-searched"].spec.overrides[-1]

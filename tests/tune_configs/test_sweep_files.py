@@ -131,7 +131,7 @@ def test_judged_prompts_are_held_out_and_their_noises_are_not_the_watchs() -> No
     planner = Planner(small(), ())
     judged = judged_requests(planner.base, planner.sweep.config.judge)
     assert not {one.prompt for one in judged} & {one.prompt for one in training_requests(planner.base)}
-    assert not {one.prompt for one in judged} & {one.text for one in compose().evaluation.load_prompts(400)}
+    assert not {one.prompt for one in judged} & {one.text for one in compose().evaluation.load_prompts(200)}
     assert not set(judged) & set(held_out_requests(planner.base))
 
 
@@ -191,12 +191,12 @@ def test_a_sweep_that_cannot_be_is_one_line(group: str, file: str, own: list[str
 @pytest.mark.parametrize(
     ("space", "said"),
     [
-        ({"grid": []}, "sweep.space.ppo.lr: give one of grid, choice, uniform or loguniform"),
+        ({"grid": []}, "sweep.space.ppo.lr.grid: nothing; accepted: values, or else choice, uniform or"),
         ({"uniform": [0.2, 0.1]}, "sweep.space.ppo.lr.uniform: [0.2, 0.1]; accepted: a lower and a higher"),
         ({"uniform": [0.1, 0.1]}, "accepted: a lower and a higher bound"),
         ({"loguniform": [0.0, 0.1]}, "accepted: bounds above 0"),
         ({"grid": [1.0, 1.0]}, "accepted: different values"),
-        ({"grid": [0.1], "choice": [0.1]}, "give one of grid, choice, uniform or loguniform"),
+        ({"grid": [0.1], "choice": [0.1]}, "sweep.space.ppo.lr.choice: [0.1]; accepted: nothing beside grid"),
         ({"normal": [0.0, 1.0]}, "unknown option 'sweep.space.ppo.lr.normal'"),
     ],
 )

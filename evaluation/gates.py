@@ -179,7 +179,12 @@ def hypothesis(name: str, one: Mapping[str, Any]) -> Gate:
     if one["passed"] is None:
         reason = one["statement"].partition("Not tested: ")[2]
         return Gate(
-            name, one["statement"].partition(" Not tested")[0], "", "", None, f"not measured: {reason}"
+            name,
+            one["statement"].partition(" Not tested")[0],
+            "",
+            "",
+            None,
+            f"evaluate with what is missing: {reason}",
         )
     against = H1_REFERENCES.get(one["against"], one["against"])
     number = f"{signed(one['estimate'])} against {against}"

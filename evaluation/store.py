@@ -87,7 +87,7 @@ class ImageStore:
 
     def path(self, method: Method) -> Path:
         """The folder of one method's parts."""
-        name = re.sub(r"[^\w@.:-]", "_", method.name)
+        name = re.sub(r"[^\w@.-]", "_", method.name)
         return self.folder / self.bench_identity / f"{name}-{method.key}"
 
     def _parts(self, method: Method) -> list[Path]:

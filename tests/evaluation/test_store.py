@@ -146,6 +146,7 @@ def open_deadly_bench(marker: Path) -> Bench:
     return replace(open_fake_bench(), judge=deadly)
 
 
+@pytest.mark.slow
 def test_an_actor_of_the_pool_is_killed_and_another_makes_what_it_had(
     tmp_path: Path, ray_session: None
 ) -> None:

@@ -32,7 +32,7 @@ def test_it_is_where_the_curve_crosses_the_targets_quality() -> None:
     found = quality_adjusted(family, table("ddim-50", 50, 0.65, 0.0), resampling())
     assert found.value == pytest.approx(17.5)
     assert (found.low, found.high) == pytest.approx((17.5, 17.5)), "nothing differs between resamples"
-    assert (found.reached, found.target) == (1.0, pytest.approx(0.65))
+    assert (found.reached, found.target) == pytest.approx((1.0, 0.65))
     evaluations = quality_adjusted(family, table("ddim-50", 50, 0.65, 0.0), resampling(), "network_evals")
     assert evaluations.value == pytest.approx(35.0)
 

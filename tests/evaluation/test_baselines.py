@@ -139,6 +139,7 @@ def test_config_hash_tells_every_option_apart() -> None:
         "guidance_rule": "none",
         "actions": ("continue", "stop"),
         "timestep_spacing": "trailing",
+        "timesteps": tuple(range(base.num_steps - 1, -1, -1)),
         "flow_shift": 2.0,
         "stop_from": 0.5,
         "refine_region": "grid",

@@ -66,10 +66,10 @@ def server() -> Iterator[ChatServer]:
         yield started
 
 
-def judged(server: ChatServer, pairs: list[Pair], folder: Path, **options: Any) -> Judged:
+def judged(server: ChatServer, pairs: list[Pair], folder: Path, attempts: int = 3, **options: Any) -> Judged:
     judge = JudgeConfig("judge", server.url)
     with (
-        ChatEndpoint(judge, attempts=3, deadline_s=10.0, first_pause_s=0.01) as endpoint,
+        ChatEndpoint(judge, attempts=attempts, deadline_s=10.0, first_pause_s=0.01) as endpoint,
         AnswerFile(folder / "answers.jsonl") as answers,
     ):
         return judge_pairs(pairs, endpoint, answers, **options)
@@ -182,7 +182,7 @@ def test_faults_in_between_lose_no_answer(server: ChatServer, pairs: list[Pair],
         Fault(503),
     ]
     server.faults += [each for fault in faults * 2 for each in (fault, None, None)]
-    found = judged(server, pairs, tmp_path / "loud", at_once=3)
+    found = judged(server, pairs, tmp_path / "loud", attempts=11, at_once=3)  # more than there are faults
     assert [each.outcome for each in found.verdicts] == expected
     assert found.failed == 0
 

@@ -76,7 +76,8 @@ def parallel_coordinates(variants: Sequence[Variant]) -> str:
     for name in ("cost", "quality", "utility"):
         columns[name] = [getattr(one, name) for one in variants]
         places[name] = _scaled(columns[name])
-    norm = Normalize(min(columns["utility"]), max(columns["utility"]))
+    utilities = [one.utility for one in variants]
+    norm = Normalize(min(utilities), max(utilities))
     colours = mpl.colormaps[_COLOURS]
     with _axes(max(5.2, 0.95 * len(places)), 3.8) as (figure, axes):
         for line, one in enumerate(variants):

@@ -164,7 +164,7 @@ def _adjusted(
 ) -> dict[str, float]:
     """Holm's p of every comparison. Labels of the same trainings in the same part are one comparison."""
     same = {label: (label.partition("/")[0], tuple(spec.id for spec in planned[label])) for label in compared}
-    first = {same[label]: label for label in reversed(compared)}
+    first = {same[label]: label for label in reversed(list(compared))}
     distinct = list(first.values())
     p_holm = (
         dict(zip(distinct, holm([compared[label].p for label in distinct]), strict=True)) if distinct else {}

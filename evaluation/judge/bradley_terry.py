@@ -61,11 +61,7 @@ class Strengths:
 
     def _estimate(self, contrast_K: Floats) -> Estimate:
         value = float(contrast_K @ self.values_K)
-<<<<<<< HEAD
-        error = max(0.0, float(contrast_K @ self.covariance_KK @ contrast_K)) ** 0.5
-=======
         error = math.sqrt(max(0.0, float(contrast_K @ self.covariance_KK @ contrast_K)))
->>>>>>> metrics
         half = float(norm.ppf(0.975)) * error
         p = 1.0 if value == 0 else 2 * float(norm.sf(abs(value) / error)) if error > 0 else 0.0
         return Estimate(value, value - half, value + half, p)

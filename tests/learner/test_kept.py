@@ -67,6 +67,7 @@ def test_a_run_learns_the_same_whatever_the_process_remembers_of_other_runs(tmp_
     after = train(replace(config, name="after"), world=world)
     rows = [read_rows(run.run_dir / "progress.jsonl") for run in (alone, after)]
     shares = [[row.pop("remembered_share") for row in one] for one in rows]
-    assert shares[1][0] > shares[0][0], "what the other run asked needed no second call"
+    # The first run remembers its references; the last reads these from disk, and has only the others' calls.
+    assert shares[1][0] >= shares[0][0] > 0, "what the other runs asked needed no second call"
     assert without_times(rows[0]) == without_times(rows[1])
     assert same(weights(alone.policy_dir), weights(after.policy_dir))

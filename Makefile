@@ -8,12 +8,13 @@ PACKAGES := actors cluster evaluation learner rewards_service shapes tune_config
 ARGS ?=
 RUN ?= run
 
-.PHONY: help train test lint types report clean
+.PHONY: help train test slow lint types report clean
 
 help:
 	@echo "make train   train a policy, register it, evaluate it, write the report   (ARGS=\"OPTION=VALUE ...\")"
 	@echo "make report  write the report of a run again   (RUN=name)"
 	@echo "make test    the tests, with coverage"
+	@echo "make slow    the tests that take minutes each: processes killed in the middle of something"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy, strict"
 	@echo "make clean   remove what tools have cached; runs and .venv stay"
@@ -33,7 +34,10 @@ report: $(INSTALLED)
 	$(BIN)/addiffusion report $(RUN)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PACKAGES:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest -m "not slow" $(PACKAGES:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=85
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow --timeout=900
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

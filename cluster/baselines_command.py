@@ -11,13 +11,9 @@ from typing import Annotated
 import typer
 
 from actors.errors import UserError
+from cluster.options import Overrides
 
 baselines_app = typer.Typer(help="What a policy is compared with.")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[OVERRIDES]...", help="As of train, for example backbone=sd15 evaluation=quick"),
-]
 
 
 @baselines_app.command("list")

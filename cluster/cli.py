@@ -19,6 +19,8 @@ import typer
 
 from actors.errors import UserError
 from cluster.baselines_command import baselines_app
+from cluster.bench_options import bench_app
+from cluster.options import RUNS, Overrides, RunsDir, whole_number
 from cluster.registry_command import registry_app
 from cluster.rewards_command import rewards_app
 
@@ -30,31 +32,10 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.")
 app.add_typer(config_app, name="config")
-bench_app = typer.Typer(help="Measure this machine.")
 app.add_typer(bench_app, name="bench")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(registry_app, name="registry")
 app.add_typer(baselines_app, name="baselines")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[OVERRIDES]...",
-        help="OPTION=VALUE, GROUP=FILE or @FILE, for example ppo.lr=1e-4 solver=ddim",
-    ),
-]
-
-
-def whole_number(text: str) -> int:
-    """A whole number, or an error that names what was given instead."""
-    try:
-        return int(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"'{text}' is not a whole number") from error
-
-
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="The folder that holds the runs.")]
-RUNS = Path("runs")
 
 
 @app.command()
@@ -285,142 +266,6 @@ def show(overrides: Overrides = None) -> None:
     from tune_configs.loading import compose
 
     typer.echo(compose(overrides or []).to_yaml(), nl=False)
-
-
-@bench_app.command("rollout")
-def bench_rollout(
-    overrides: Overrides = None,
-    episodes: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Images of one rollout.")
-    ] = 64,
-    slots: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Images that share a denoiser call.")
-    ] = 16,
-    repeats: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Repetitions behind each median.")
-    ] = 5,
-    scoring: Annotated[
-        bool, typer.Option("--scoring", help="Also with every preview scored, in a second process.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="Where to run; else as backbone.device says.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
-    ] = None,
-) -> None:
-    """Measure the engine against itself one image at a time and against diffusers' own pipeline."""
-    from cluster import bench_command
-
-    bench_command.bench_rollout(
-        overrides or [],
-        episodes=episodes,
-        slots=slots,
-        repeats=repeats,
-        scoring=scoring,
-        device=device,
-        out=json_file,
-    )
-
-
-@rewards_app.command("calibrate")
-def rewards_calibrate(
-    overrides: Overrides = None,
-    prompts: Annotated[
-        int | None,
-        typer.Option(parser=whole_number, metavar="N", help="Prompts; else as prompts.limit says."),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(parser=whole_number, metavar="N", help="Images a prompt; else as prompts.seeds says."),
-    ] = None,
-    episodes: Annotated[
-        int | None,
-        typer.Option(parser=whole_number, metavar="N", help="Images in all; else every prompt and seed."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to run; else as backbone.device says.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a file that `train @FILE` takes.")
-    ] = None,
-) -> None:
-    """Measure how much of each metric counts as 1, and the terminal reward's sigma."""
-    from cluster.calibrate_command import calibrate_rewards
-
-    calibrate_rewards(
-        overrides or [], prompts=prompts, seeds=seeds, episodes=episodes, device=device, out=out
-    )
-
-
-@bench_app.command("scoring")
-def bench_scoring(
-    calls: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Calls of each of the 8 callers.")
-    ] = 40,
-    images: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Images of one call, of 64 x 64 pixels.")
-    ] = 32,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
-    ] = None,
-) -> None:
-    """Measure the rewards service: merged batches against one call a batch, and a lone caller's latency."""
-    from cluster import bench_command
-
-    bench_command.bench_scoring(calls=calls, images=images, out=json_file)
-
-
-@bench_app.command("update")
-def bench_update(
-    decisions: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Decisions of one update.")
-    ] = 2000,
-    repeats: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Repetitions behind each median.")
-    ] = 5,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
-    ] = None,
-) -> None:
-    """Measure PPO's update on the seeds' observation, for several minibatch sizes, on one core."""
-    from cluster import bench_command
-
-    bench_command.bench_update(decisions=decisions, repeats=repeats, out=json_file)
-
-
-@bench_app.command("scaling")
-def bench_scaling(
-    env_runners: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Numbers of env runners, one after another.")
-    ] = "8,16,32",
-    algorithms: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Learning algorithms, one after another.")
-    ] = "ppo,appo",
-    reward: Annotated[
-        str, typer.Option(help="outcome: two previews an image are scored; balanced: every preview.")
-    ] = "outcome",
-    slots: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Episodes one env runner carries.")
-    ] = 8,
-    rounds: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="How often an iteration fills the slots.")
-    ] = 4,
-    iterations: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Iterations that count.")
-    ] = 5,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers there.")
-    ] = None,
-) -> None:
-    """Measure training with many env runners, a denoiser and scorers that only take time."""
-    from cluster import bench_command
-
-    bench_command.bench_scaling(
-        env_runners=env_runners.split(","),
-        algorithms=algorithms.split(","),
-        reward=reward,
-        slots=slots,
-        rounds=rounds,
-        iterations=iterations,
-        out=json_file,
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

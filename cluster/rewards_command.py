@@ -1,4 +1,4 @@
-"""`addiffusion rewards start | status | scale | stop`: rewards services that jobs and trials share.
+"""`addiffusion rewards start | status | scale | stop | calibrate`: shared services; what a score is worth.
 
 Always true here: a service runs on a cluster that was there before and stays there when the command ends;
 nothing is started on a local Ray, where it would end with the command.
@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.errors import UserError
+from cluster.options import Device, Overrides, whole_number
 
 if TYPE_CHECKING:
     from rewards_service.service import PoolStatus
@@ -96,6 +98,34 @@ def stop(name: Name = NAME, address: Address = AUTO) -> None:
             known = ", ".join(service.services()) or "none"
             raise UserError(f"--name={name}: no such service; running: {known}")
     typer.echo(f"service {name!r}: {ended} replicas ended")
+
+
+@rewards_app.command()
+def calibrate(
+    overrides: Overrides = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, metavar="N", help="Prompts; else as prompts.limit says."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, metavar="N", help="Images a prompt; else as prompts.seeds says."),
+    ] = None,
+    episodes: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, metavar="N", help="Images in all; else every prompt and seed."),
+    ] = None,
+    device: Device = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a file that `train @FILE` takes.")
+    ] = None,
+) -> None:
+    """Measure how much of each metric counts as 1, and the terminal reward's sigma."""
+    from cluster.calibrate_command import calibrate_rewards
+
+    calibrate_rewards(
+        overrides or [], prompts=prompts, seeds=seeds, episodes=episodes, device=device, out=out
+    )
 
 
 @contextmanager

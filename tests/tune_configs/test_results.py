@@ -44,6 +44,7 @@ def test_differences_are_paired_by_prompt_and_by_training_seed() -> None:
     assert other.difference is not None
     assert other.difference.value == pytest.approx(0.05 + 2.0 * 0.005)
     assert other.difference.ci95 == pytest.approx([0.06, 0.06])
+    assert other.p_holm is not None
     assert 0.0 < other.p_holm < 0.01, "one comparison, and no resample on the other side"
     assert full.numbers["quality"] == pytest.approx(QUALITY.mean())
     assert full.numbers["utility"] == pytest.approx(QUALITY.mean() - 0.005 * COST.mean())

@@ -24,6 +24,17 @@ from tune_configs.trial import OBJECTIVE, SPEC, OpenWorld, PolicyTrial, spec_of
 Report = Callable[[str], None]
 
 
+class Population(PopulationBasedTraining):
+    """Tune's population-based training, but a member that takes over another's numbers stays itself.
+
+    Tune hands it the other's whole configuration, in which our trials have their name and folder.
+    """
+
+    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        return {**config, SPEC: trial.config[SPEC]}, operations
+
+
 class Recorder(tune.Callback):
     """Writes the ledger, and says what happens."""
 
@@ -118,7 +129,7 @@ def _scheduler(config: SweepConfig, iterations: int) -> TrialScheduler:
             reduction_factor=config.reduction_factor,
         )
     if config.scheduler == "pbt":
-        return PopulationBasedTraining(
+        return Population(
             time_attr="iteration",
             perturbation_interval=config.perturbation_interval,
             hyperparam_mutations={name: _domain(one) for name, one in config.space.items()},

@@ -274,10 +274,6 @@ def test_halving_stops_trials_on_enough_prompts_and_keeps_them_in_the_table(tmp_
     assert max(row.numbers["utility"] for row in rows) == pytest.approx(best)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Tune gives a member that takes over another that one's whole configuration, its name included",
-)
 def test_a_population_exchanges_weights_and_changes_what_it_searches(tmp_path: Path) -> None:
     content = {
         "space": {"ppo.lr": {"loguniform": [1.0e-5, 1.0e-2]}, "reward.c_nfe": {"uniform": [0.01, 0.2]}},

@@ -20,6 +20,7 @@ import typer
 from actors.errors import UserError
 from cluster.baselines_command import baselines_app
 from cluster.bench_options import bench_app
+from cluster.layout_command import Benchmark
 from cluster.options import RUNS, Overrides, RunsDir, whole_number
 from cluster.registry_command import registry_app
 from cluster.rewards_command import rewards_app
@@ -153,6 +154,28 @@ def metrics(
     from cluster.metrics_command import measure_images
 
     measure_images(arguments, out=out)
+
+
+@app.command()
+def layout(
+    benchmark: Annotated[Benchmark, typer.Argument(help="Whose scripts are to read the images.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A Parquet table or a folder of images.")],
+    prompts: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The benchmark's own: evaluation_metadata.jsonl, color_val.txt."),
+    ],
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which method's images, where there are several.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Lay the images out there.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read what the benchmark's scripts wrote.")
+    ] = None,
+) -> None:
+    """Lay images out for GenEval's or T2I-CompBench's own scripts, or read back what these found."""
+    from cluster.layout_command import lay_out
+
+    lay_out(benchmark, images, prompts=prompts, method=method, out=out, results=results)
 
 
 @app.command()

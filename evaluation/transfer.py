@@ -1,8 +1,9 @@
 """Zero-shot transfer: a policy on solvers, backbones and prompts that it was not trained with.
 
 Always true here: nothing is trained; every cell is an evaluation of its own, with that solver's own fixed
-schedules on the same prompts and noises, so that a cell says whether the policy is still worth having there
-and not whether the place is easier. A cell that cannot be is in the table with the reason.
+schedules, and the evaluation's best-of-N, on the same prompts and noises, so that a cell says whether the
+policy is still worth having there and not whether the place is easier. A cell that cannot be is in the table
+with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from actors.errors import UserError
 from actors.files import written_aside
 from actors.policy_folder import read_trained_policy
 from actors.schedule import SolverName
-from evaluation.baselines.names import check_baselines
+from evaluation.baselines.names import check_baselines, parse_baseline
 from evaluation.bench import bench_recipe
 from evaluation.config import EvaluationConfig
 from evaluation.evaluate import Conditions, Recipe, evaluate
@@ -151,7 +152,8 @@ def _measure(
 ) -> TransferCell:
     assert conditions.solver is not None
     family = _FAMILY[conditions.solver]
-    names = tuple(f"{family}-{steps}" for steps in (*_STEPS, LONG))
+    tries = [name for name in config.baselines if parse_baseline(name).family == "best-of"]
+    names = (*(f"{family}-{steps}" for steps in (*_STEPS, LONG)), *tries)
     folder = re.sub(r"[^\w.-]+", "_", f"{cell.backbone}-{cell.solver}-{cell.dataset}")
     here = replace(config, prompts=cell.dataset, baselines=names, strips=0, traced=0)
     try:

@@ -15,7 +15,14 @@ from evaluation.transfer import TRANSFER_FILE, places, read_transfer, transfer, 
 from tests.evaluation.fakes import ENGINE, FakeBackbone, open_fake_bench, saved_policy
 
 CONFIG = EvaluationConfig(
-    prompts_per_tier=2, seeds=1, baselines=("dpmpp-5",), resamples=100, slots=8, strips=0, traced=0, workers=1
+    prompts_per_tier=2,
+    seeds=1,
+    baselines=("dpmpp-5", "best-of-2@5"),
+    resamples=100,
+    slots=8,
+    strips=0,
+    traced=0,
+    workers=1,
 )
 
 
@@ -52,7 +59,7 @@ def test_a_cell_is_what_an_evaluation_under_its_conditions_says(tmp_path: Path) 
     expected = evaluate(
         folder,
         tmp_path / "alone",
-        replace(CONFIG, baselines=tuple(f"ddim-{steps}" for steps in (5, 7, 10, 15, 20, 50))),
+        replace(CONFIG, baselines=(*(f"ddim-{steps}" for steps in (5, 7, 10, 15, 20, 50)), "best-of-2@5")),
         recipe=lambda *_: lambda: alone,
         conditions=Conditions("ddim", 8),
     )

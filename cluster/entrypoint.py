@@ -27,7 +27,7 @@ _ADDRESS = {
     ("evaluate",): "evaluation.address",
 }
 #: Commands that make a run, and the file by which it is known to have begun; None where it cannot go on.
-_MAKE_RUNS = {("train",): CONFIG, ("tune",): SWEEP, ("offline",): None}
+_MAKE_RUNS: dict[tuple[str, ...], str | None] = {("train",): CONFIG, ("tune",): SWEEP, ("offline",): None}
 #: Commands whose overrides are options of a training, besides those that are a sweep's.
 _COMPOSED = {("train",), ("tune",), ("baselines", "run"), ("rewards", "calibrate")}
 _SWEEP = (*(f"{group}=" for group in STUDIES), "sweep.")

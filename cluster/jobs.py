@@ -10,11 +10,14 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
+
+import typer
 
 from actors.errors import UserError
 
@@ -101,6 +104,21 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
         time.sleep(_POLL_S)
 
 
+def watch(client: JobSubmissionClient, job: str, address: str | None) -> JobDetails | None:
+    """Print a job's log until the job has ended; None if Ctrl-C came first, which ends the watching only."""
+    try:
+        return follow(client, job, _show)
+    except KeyboardInterrupt:
+        typer.echo(f"\nthe job goes on; {how_to(job, address)}", err=True)
+        return None
+
+
+def how_to(job: str, address: str | None) -> str:
+    """What to type to follow a job, and to stop it."""
+    job += "" if address is None else f" --address {address}"
+    return f"follow it: addiffusion jobs logs --follow {job}; stop it: addiffusion jobs stop {job}"
+
+
 def stop(client: JobSubmissionClient, job: str) -> JobDetails:
     """Stop a job, which may take its time to leave a checkpoint; gives how it ended."""
     found = details(client, job)
@@ -119,6 +137,11 @@ def exit_code(ended: JobDetails) -> int:
         return STOPPED
     code: int = ended.driver_exit_code or 1
     return code if code > 0 else 128 - code
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _reach(address: str) -> None:

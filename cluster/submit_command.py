@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -96,10 +95,10 @@ def submit_command(arguments: Sequence[str], options: Options) -> int:
             line = entry.again if attempt else entry.line
             _send(client, name, line, runtime_env, demands, variables)
             if not options.wait:
-                _say(_how_to(options.address, job))
+                _say(jobs.how_to(job, options.address))
                 typer.echo(job)
                 return 0
-            ended = _follow(client, name, options.address)
+            ended = jobs.watch(client, name, options.address)
             if ended is None:
                 return jobs.STOPPED
             code = jobs.exit_code(ended)
@@ -182,20 +181,6 @@ def _send(
         return
 
 
-def _follow(client: JobSubmissionClient, job: str, address: str | None) -> JobDetails | None:
-    """The job's log, until it has ended; None if Ctrl-C came first."""
-    try:
-        return jobs.follow(client, job, _show)
-    except KeyboardInterrupt:
-        _say(f"\nthe job goes on; {_how_to(address, job)}")
-        return None
-
-
-def _how_to(address: str | None, job: str) -> str:
-    job += "" if address is None else f" --address {address}"
-    return f"follow it: addiffusion jobs logs --follow {job}; stop it: addiffusion jobs stop {job}"
-
-
 def _outcome(ended: JobDetails, code: int, entry: Entrypoint) -> str:
     job, results = ended.submission_id, f"; results: {entry.results}" if entry.results else ""
     if ended.status == "FAILED":
@@ -203,11 +188,6 @@ def _outcome(ended: JobDetails, code: int, entry: Entrypoint) -> str:
             return f"job {job} failed: {' '.join((ended.message or 'no reason given').split())[:500]}"
         return f"job {job} failed with exit code {code}{results}"
     return f"job {job} {ended.status.lower()}{results}"
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _say(text: str) -> None:

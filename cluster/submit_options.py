@@ -142,7 +142,8 @@ def logs(
     if not follow:
         typer.echo(client.get_job_logs(job), nl=False)
         return 0
-    return jobs.exit_code(jobs.follow(client, job, lambda text: typer.echo(text, nl=False)))
+    ended = jobs.watch(client, job, address)
+    return jobs.STOPPED if ended is None else jobs.exit_code(ended)
 
 
 @jobs_app.command()

@@ -17,7 +17,6 @@ from cluster.parsing import Parsed, parse
 from cluster.runs import CONFIG
 from cluster.storage import RUNS, TRACKING, appended, kept, last
 from tune_configs.loading import STUDIES, compose, compose_offline
-from tune_configs.sweep import FILE as SWEEP
 
 #: Commands that use Ray, and the option that says where it is.
 _ADDRESS = {
@@ -26,8 +25,8 @@ _ADDRESS = {
     ("baselines", "run"): "resources.address",
     ("evaluate",): "evaluation.address",
 }
-#: Commands that make a run, and the file by which it is known to have begun; None where it cannot go on.
-_MAKE_RUNS: dict[tuple[str, ...], str | None] = {("train",): CONFIG, ("tune",): SWEEP, ("offline",): None}
+#: Commands that make a run.
+_MAKE_RUNS = {("train",), ("tune",), ("offline",)}
 #: Commands whose overrides are options of a training, besides those that are a sweep's.
 _COMPOSED = {("train",), ("tune",), ("baselines", "run"), ("rewards", "calibrate")}
 _SWEEP = (*(f"{group}=" for group in STUDIES), "sweep.")
@@ -86,12 +85,21 @@ def entrypoint(
         results = f"{last(parse(words).overrides, 'runs_dir') or runs_dir}/{name}"
     run = f"{shlex.quote(python)} -m cluster.cli"
     line = again = f"{run} {shlex.join(words)}"
-    begun = _MAKE_RUNS.get(parsed.path)
+    begun = _begun(parsed)
     if results is not None and begun is not None and results.startswith("/"):
         resume = shlex.join([parsed.path[0], "--resume", results])
         again = f"if test -f {shlex.quote(f'{results}/{begun}')}; then {run} {resume}; else {line}; fi"
     named = tuple(_named(arguments, folder))
     return Entrypoint(line, again, named, world, results, warning)
+
+
+def _begun(parsed: Parsed) -> str | None:
+    """The file by which a run is known to have begun; None where it cannot go on."""
+    if parsed.path == ("tune",):
+        from tune_configs.sweep import FILE  # brings all of Ray Tune
+
+        return FILE
+    return CONFIG if parsed.path == ("train",) else None
 
 
 def _composed(parsed: Parsed) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""A real Ray head as users start it, in processes, ports and a folder of its own, and our command line beside it.
+"""A real Ray head as users start it, in processes, ports and a folder of its own, and `addiffusion` beside it.
 
 Always true here: it wants a token; it is ended by its own process, and nothing else of this machine's Ray is.
 """
@@ -37,6 +37,7 @@ class Head:
     address: str
     environment: Mapping[str, str]
     """What a process needs to speak with it."""
+    python: str = sys.executable
 
     def start(self, *arguments: str, cwd: Path, without: str = "") -> subprocess.Popen[str]:
         """`addiffusion ARGUMENTS` as a process of its own, without one of the environment's variables."""

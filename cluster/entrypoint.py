@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from actors.errors import UserError
 from cluster.parsing import Parsed, parse
@@ -69,7 +70,8 @@ def entrypoint(
     if parsed.path[0] in _FOLLOWERS:
         raise UserError(f"{parsed.path[0]}: a job submits no jobs; give a command such as train")
     goes_on = any(parsed.values.get(name) is not None for name in ("resume", "long"))
-    runs_dir, world = (RUNS, True) if goes_on else _composed(parsed)
+    composed = _Composed() if goes_on else _compose(parsed)
+    runs_dir = composed.runs_dir
     words, warning = kept(arguments, parsed, storage=storage, runs_dir=runs_dir, variables=variables)
     results: str | None = None
     if not goes_on:
@@ -79,10 +81,10 @@ def entrypoint(
     if parsed.path in _MAKE_RUNS and not goes_on:
         if TRACKING in variables and last(parsed.overrides, "registry.tracking_uri") is None:
             words = appended(words, f"registry.tracking_uri=${{oc.env:{TRACKING}}}")
-        name = last(parsed.overrides, "name")
+        name = composed.name
         if name is None:
             name, words = job, appended(words, f"name={job}")
-        results = f"{last(parse(words).overrides, 'runs_dir') or runs_dir}/{name}"
+        results = str((storage or PurePosixPath()) / runs_dir / name)
     run = f"{shlex.quote(python)} -m cluster.cli"
     line = again = f"{run} {shlex.join(words)}"
     begun = _begun(parsed)
@@ -90,7 +92,7 @@ def entrypoint(
         resume = shlex.join([parsed.path[0], "--resume", results])
         again = f"if test -f {shlex.quote(f'{results}/{begun}')}; then {run} {resume}; else {line}; fi"
     named = tuple(_named(arguments, folder))
-    return Entrypoint(line, again, named, world, results, warning)
+    return Entrypoint(line, again, named, composed.world, results, warning)
 
 
 def _begun(parsed: Parsed) -> str | None:
@@ -102,15 +104,27 @@ def _begun(parsed: Parsed) -> str | None:
     return CONFIG if parsed.path == ("train",) else None
 
 
-def _composed(parsed: Parsed) -> tuple[str, bool]:
-    """Compose what can be composed here: the folder of runs, and whether the embedded world is needed."""
+class _Composed(NamedTuple):
+    """What is known of a command's options; name: None where the user gives none."""
+
+    runs_dir: str = RUNS
+    name: str | None = None
+    world: bool = True
+
+
+def _compose(parsed: Parsed) -> _Composed:
+    """Compose what can be composed here."""
+    given = last(parsed.overrides, "name")
     if parsed.path == ("offline",):
-        return compose_offline(parsed.overrides).runs_dir, False
+        offline = compose_offline(parsed.overrides)
+        return _Composed(offline.runs_dir, None if given is None else offline.name, world=False)
     if parsed.path not in _COMPOSED:
-        return RUNS, True
+        return _Composed()
     run, evaluation = compose([text for text in parsed.overrides if not text.startswith(_SWEEP)])
+    if parsed.path != ("tune",):  # which takes a name as it is written
+        given = None if given is None else run.name
     world = run.backbone.name == "shapes" or run.backbone.scorers is None or evaluation.scorers is None
-    return run.runs_dir, world
+    return _Composed(run.runs_dir, given, world)
 
 
 def _named(arguments: Sequence[str], folder: Path) -> list[str]:

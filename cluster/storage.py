@@ -6,6 +6,7 @@ what is lost, or not at all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +20,7 @@ _WRITE_RUNS = {("train",), ("tune",), ("offline",), ("baselines", "run"), ("rewa
 _REGISTER = {("train",), ("tune",), ("offline",)}
 #: Parameters that say where a command reads runs or leaves results.
 _PLACES = ("runs_dir", "out", "json_file")
+_ABSOLUTE = re.compile(r"/[\w./+@-]*")
 _GIVE = "give --storage FOLDER, a folder that all nodes share"
 
 
@@ -35,8 +37,8 @@ def kept(
     storage: such a folder; runs_dir: where the command would have its runs; variables: names in the job's
     environment. Raises UserError where results would be lost.
     """
-    if storage is not None and not storage.is_absolute():
-        raise UserError(f"--storage={storage}: give an absolute path, the same on all nodes")
+    if storage is not None and not _ABSOLUTE.fullmatch(str(storage)):
+        raise UserError(f"--storage={storage}: give an absolute path without spaces, the same on all nodes")
     words, warning = list(command), None
     earlier = next((parsed.values[name] for name in ("resume", "long") if parsed.values.get(name)), None)
     if parsed.path in _WRITE_RUNS and earlier is not None:

@@ -77,12 +77,12 @@ def submit_command(arguments: Sequence[str], options: Options) -> int:
     pip = _requirements() if options.pip else None
     if entry.warning is not None:
         _say(f"warning: {entry.warning}")
-    client = jobs.connect(options.address)
+    files = package.collect(
+        options.working_dir, named=entry.named, excludes=options.excludes, world=entry.world
+    )
     with tempfile.TemporaryDirectory() as folder:
-        files = package.collect(
-            options.working_dir, named=entry.named, excludes=options.excludes, world=entry.world
-        )
         packed = package.pack(files, Path(folder) / "job.zip")
+        client = jobs.connect(options.address)
         _say(f"files: {packed.files}, {packed.size / package.MIB:.1f} MiB")
         runtime_env: dict[str, Any] = {
             "working_dir": str(packed.path),

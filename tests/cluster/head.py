@@ -1,4 +1,4 @@
-"""A real Ray head as users start it, in processes, ports and a folder of its own, and `addiffusion` beside it.
+"""A real Ray head as users start it, with processes, ports and a folder of its own, and `addiffusion` beside.
 
 Always true here: it wants a token; it is ended by its own process, and nothing else of this machine's Ray is.
 """

@@ -128,3 +128,14 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["own_backbone", "own_scorer"])
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    name: str, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (PROJECT / "docs" / f"{name}.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert code
+    monkeypatch.chdir(PROJECT)
+    exec("\n".join(code), {"__name__": f"docs.{name}"})

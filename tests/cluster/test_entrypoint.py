@@ -6,6 +6,7 @@ import os
 import shlex
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ from tune_configs.loading import compose
 STORAGE = PurePosixPath("/mnt/shared")
 
 
-def made(*arguments: str, folder: Path = Path(), **options: object) -> Entrypoint:
-    return entrypoint(arguments, job="job-1", folder=folder, **options)  # type: ignore[arg-type]
+def made(*arguments: str, **options: Any) -> Entrypoint:
+    return entrypoint(arguments, job="job-1", **{"folder": Path(), **options})
 
 
 def words(line: str) -> list[str]:
@@ -130,8 +131,8 @@ def test_a_name_in_quotes_is_the_name_that_the_run_gets() -> None:
     assert shlex.quote("/mnt/shared/runs/my run") in job.again
 
 
-def names(folder: Path, **options: object) -> set[str]:
-    return set(collect(folder, **options))  # type: ignore[arg-type]
+def names(folder: Path, **options: Any) -> set[str]:
+    return set(collect(folder, **options))
 
 
 def test_hidden_files_runs_and_weights_stay_here_unless_the_command_names_them(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_hidden_files_runs_and_weights_stay_here_unless_the_command_names_them(t
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("content")
 
-    def mine(**options: object) -> set[str]:
+    def mine(**options: Any) -> set[str]:
         return {name for name in names(tmp_path, **options) if name.partition("/")[0] not in PACKAGES}
 
     assert mine() == {"data/prompts.txt"}

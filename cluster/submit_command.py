@@ -33,7 +33,7 @@ _DEVELOPMENT = "# Development"
 _STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 #: What the job server says, and for how long, while a head that has just been started is not ready.
-_NO_AGENT, _AGENT_S = "No available agent", 60.0
+_NO_AGENT, _AGENT_S = "No available agent", 180.0
 
 
 @dataclass(frozen=True)

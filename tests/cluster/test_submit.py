@@ -108,10 +108,10 @@ def test_ctrl_c_leaves_the_job_alone_and_stop_ends_it(head: Head, mine: Path, tm
     interpreter.write_text("#!/bin/sh\necho begun\nexec sleep 600\n")
     interpreter.chmod(0o755)
     at = ("--address", head.address)
-    code, job, _ = head.say(
+    code, job, err = head.say(
         "submit", *at, "--python", str(interpreter), "--no-wait", "--", "doctor", cwd=mine
     )
-    assert (code, job.count("\n")) == (0, 1)
+    assert (code, job.count("\n")) == (0, 1), err
     job = job.strip()
     with head.start("jobs", "logs", "--follow", job, *at, cwd=mine) as process:
         assert process.stdout is not None

@@ -24,6 +24,7 @@ from cluster.layout_command import Benchmark
 from cluster.options import RUNS, Overrides, RunsDir, whole_number
 from cluster.registry_command import registry_app
 from cluster.rewards_command import rewards_app
+from cluster.submit_options import jobs_app, submit
 
 app = typer.Typer(
     name="addiffusion",
@@ -37,6 +38,8 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(registry_app, name="registry")
 app.add_typer(baselines_app, name="baselines")
+app.add_typer(jobs_app, name="jobs")
+app.command()(submit)
 
 
 @app.command()

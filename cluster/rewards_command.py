@@ -10,7 +10,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,13 +43,18 @@ def start(
     name: Name = NAME,
 ) -> None:
     """Start the configured pools on the cluster of resources.address (else on this machine's)."""
+    from learner.placement import await_room, demands
     from learner.session import reward_pools
     from rewards_service import service
     from tune_configs.loading import compose
 
     run = compose(overrides or []).run
     with _cluster(run.resources.address or AUTO, "resources.address"), _one_line():
-        service.start(name, reward_pools(run), detached=True)
+        pools = reward_pools(run)
+        await_room(
+            demands(replace(run.resources, num_env_runners=0), pools), run.resources.patience_s, typer.echo
+        )
+        service.start(name, pools, detached=True)
         typer.echo(f"service {name!r} runs; use it with: addiffusion train rewards.service={name} ...")
         _print(service.status(name))
 

@@ -26,15 +26,19 @@ from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
 from actors.kept import Kept
 from actors.observations import ObservationConfig, ObservationSizes, Observer
+from learner import placement
 from learner.config import RunConfig
 from rewards_service import service
 from rewards_service.actor import PoolSpec
 from rewards_service.contracts import RewardClient
+from rewards_service.pool_config import node_label
 from rewards_service.scorer_pools import scorer_pools
 from shapes import weights
 
 #: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
 _OBJECT_STORE_BYTES = 512 * 2**20
+#: A Ray of one's own has nobody to wait for, but processes of an earlier run take a moment to end.
+_SETTLING_S = 30.0
 #: What a local Ray and its workers inherit: nothing is reported, libraries' deprecations are not ours.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -64,14 +68,19 @@ class World:
 
 
 @contextlib.contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
-    """Ray with room for a run's env runners and reward replicas; see `connected`."""
+def ray_session(config: RunConfig, say: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:
+    """Ray with room for a run's env runners and reward replicas; see `connected`.
+
+    `say` hears what is waited for. Raises UserError for what there is no room for.
+    """
     resources = config.resources
-    needed = resources.num_env_runners * resources.cpus_per_env_runner
-    pools = [pool.config for pool in reward_pools(config)]
-    needed += sum((pool.replicas or 1) * (pool.cpus or 0) for pool in pools)
-    cpus = resources.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
+    pools = reward_pools(config) if config.rewards.service is None else []
+    wanted = placement.demands(resources, pools)
+    needed = math.ceil(sum(demand.count * demand.cpus for demand in wanted))
+    cpus = resources.num_cpus or max(os.cpu_count() or 1, needed)
     with connected(resources.address, cpus):
+        placement.await_room(wanted, resources.patience_s if resources.address else _SETTLING_S, say)
+        placement.check_apart(resources, wanted, placement.alive_nodes())
         yield
 
 
@@ -129,6 +138,7 @@ def reward_pools(config: RunConfig) -> list[PoolSpec]:
         replicas=resources.reward_replicas,
         cpus=resources.cpus_per_reward_replica,
         gpus=resources.gpus_per_reward_replica,
+        resource=resources.rewards_resource,
         torch_threads=resources.torch_threads,
     )
 
@@ -138,7 +148,11 @@ def describe(world: World, config: RunConfig) -> Description:
     resources = config.resources
     if resources.num_env_runners == 0:
         return _describe(world, config.engine, config.observation, resources.torch_threads)
-    reserve = ray.remote(num_cpus=resources.cpus_per_env_runner, num_gpus=resources.gpus_per_env_runner)
+    reserve = ray.remote(
+        num_cpus=resources.cpus_per_env_runner,
+        num_gpus=resources.gpus_per_env_runner,
+        resources=node_label(resources.denoiser_resource),
+    )
     ask = reserve(_describe)
     try:
         described: Description = ray.get(

@@ -25,9 +25,10 @@ def scorer_pools(
     replicas: int,
     cpus: float,
     gpus: float,
+    resource: str | None,
     torch_threads: int,
 ) -> list[PoolSpec]:
-    """One specification a pool; replicas, cpus and gpus are for pools that do not give their own.
+    """One specification a pool; replicas, cpus, gpus and resource are for pools that do not give their own.
 
     models: the folder of an embedded world's reward models, or a configuration.
     """
@@ -40,6 +41,7 @@ def scorer_pools(
             replicas=replicas if pool.replicas is None else pool.replicas,
             cpus=cpus if pool.cpus is None else pool.cpus,
             gpus=gpus if pool.gpus is None else pool.gpus,
+            resource=resource if pool.resource is None else pool.resource,
         )
         device = "cuda" if filled.gpus else "cpu"
         build = partial(load_some, models, device, name, frozenset(pool.scorers), named)

@@ -92,7 +92,8 @@ from dataclasses import replace
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from learner.config import CheckpointConfig, ResourcesConfig
+from learner.config import CheckpointConfig
+from learner.resources import ResourcesConfig
 from learner.train import train
 from tests.learner.toy import toy_config, toy_world
 

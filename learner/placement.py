@@ -1,26 +1,21 @@
 """Whether a cluster has room for a run, and whether its nodes keep denoisers and reward replicas apart.
 
-Always true here: what does not fit is one line that names the option, what is asked for and what is there;
-nothing waits without having said for what, nor longer than `resources.patience_s`.
+Always true here: what does not fit is one line that names the option, what is asked for and what is there.
+Nothing here asks Ray: `session.await_room` does.
 """
 
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-from ray.autoscaler.sdk import request_resources
-
 from actors.errors import UserError
 from learner.resources import EPSILON, ResourcesConfig, meet
-from rewards_service.actor import PoolSpec
-from rewards_service.pool_config import node_label
+from rewards_service.pool_config import ServiceConfig, node_label
 
-_POLL_S = 1.0
+RUNNER = "env runner"
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,11 @@ class Node:
         return True
 
 
-def demands(resources: ResourcesConfig, pools: Sequence[PoolSpec]) -> list[Demand]:
-    """Everything that a run starts beside its driver; `pools` where it starts its own."""
+def demands(resources: ResourcesConfig, rewards: ServiceConfig) -> list[Demand]:
+    """Everything that a run starts beside its driver: env runners, and reward replicas of its own."""
     found = [
         Demand(
-            "env runner",
+            RUNNER,
             "resources.num_env_runners",
             resources.num_env_runners,
             resources.cpus_per_env_runner,
@@ -84,11 +79,16 @@ def demands(resources: ResourcesConfig, pools: Sequence[PoolSpec]) -> list[Deman
             "resources.denoiser_resource",
         )
     ]
-    for spec in pools:
-        pool = spec.config
+    pools = rewards.filled(
+        resources.reward_replicas,
+        resources.cpus_per_reward_replica,
+        resources.gpus_per_reward_replica,
+        resources.rewards_resource,
+    )
+    for name, pool in pools.items() if rewards.service is None else ():
         found.append(
             Demand(
-                f"reward replica of pool {spec.name!r}",
+                f"reward replica of pool {name!r}",
                 "resources.reward_replicas",
                 pool.replicas or 1,
                 pool.cpus or 0.0,
@@ -98,43 +98,6 @@ def demands(resources: ResourcesConfig, pools: Sequence[PoolSpec]) -> list[Deman
             )
         )
     return [demand for demand in found if demand.count]
-
-
-def await_room(
-    wanted: Sequence[Demand], patience_s: float, say: Callable[[str], None] = lambda sentence: None
-) -> None:
-    """Wait until the connected cluster has all of it free, an autoscaler being told.
-
-    Raises UserError after `patience_s`.
-    """
-    deadline = time.monotonic() + patience_s
-    asked = False
-    while True:
-        nodes, free = alive_nodes(), free_nodes()
-        lacking = lack(wanted, free)
-        if lacking is None:
-            break
-        lacking = lack(wanted, nodes) or f"{lacking}; others hold what is missing (`ray status`)"
-        if time.monotonic() >= deadline:
-            raise UserError(lacking)
-        if not asked:
-            asked = True
-            say(f"waiting up to {patience_s:g} s: {lacking}")
-            request_resources(bundles=[demand.bundle for demand in wanted for _ in range(demand.count)])
-        time.sleep(min(_POLL_S, max(deadline - time.monotonic(), 0.0)))
-    if asked:
-        request_resources(bundles=[])
-
-
-def alive_nodes() -> list[Node]:
-    """The nodes of the connected cluster, as if nothing ran there."""
-    return [Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
-def free_nodes() -> list[Node]:
-    """The same less what is held."""
-    held: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
-    return [Node.of(resources) for resources in held.values()]
 
 
 def lack(wanted: Iterable[Demand], nodes: Sequence[Node]) -> str | None:

@@ -16,6 +16,8 @@ from rewards_service.pool_config import ServiceConfig
 DENOISER = "addiffusion_denoiser"
 REWARDS = "addiffusion_rewards"
 """What nodes for env runners and nodes for reward replicas offer: `ray start --resources`."""
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Of a local Ray. Small: what travels are previews of 64 x 64 pixels, observations, weights of megabytes."""
 EPSILON = 1e-6
 """Ray counts in ten-thousandths."""
 

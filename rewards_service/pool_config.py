@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 NAMESPACE = "addiffusion"
 """Ray's namespace of all services, so that every job and trial finds them."""
@@ -74,6 +74,19 @@ class ServiceConfig:
             raise ValueError("pools: two of them take all other scorers; give `scorers` to all but one")
         for name in self.pools:
             check_name("pools", name)
+
+    def filled(self, replicas: int, cpus: float, gpus: float, resource: str | None) -> dict[str, PoolConfig]:
+        """The pools by name, with these numbers where they give none of their own."""
+        return {
+            name: replace(
+                pool,
+                replicas=replicas if pool.replicas is None else pool.replicas,
+                cpus=cpus if pool.cpus is None else pool.cpus,
+                gpus=gpus if pool.gpus is None else pool.gpus,
+                resource=resource if pool.resource is None else pool.resource,
+            )
+            for name, pool in self.pools.items()
+        }
 
 
 def node_label(resource: str | None) -> dict[str, float]:

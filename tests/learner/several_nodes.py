@@ -188,14 +188,15 @@ def apart(folder: Path, nodes: Nodes) -> None:
     nodes.cluster.wait_for_nodes()
     halves = {"gpus_per_env_runner": 0.5, "gpus_per_reward_replica": 0.5, "num_env_runners": 1}
     anywhere = {"denoiser_resource": None, "rewards_resource": None}
-    for name, options in {
+    cases: dict[str, dict[str, Any]] = {
         "own nodes": halves,
         "asked to share": halves | anywhere | {"share_gpus": True},
         "whole": anywhere | {"gpus_per_env_runner": 1.0, "gpus_per_reward_replica": 1.0},
         "not asked": halves | anywhere,
         "too many": {"gpus_per_env_runner": 1.0, "num_env_runners": 3, "patience_s": 3.0},
         "no such node": {"denoiser_resource": "elsewhere", "patience_s": 0.0},
-    }.items():
+    }
+    for name, options in cases.items():
         say(case=name)
         of_case = folder / name.replace(" ", "-")
         of_case.mkdir()

@@ -30,12 +30,14 @@ print({_MARK!r} + json.dumps(ray.nodes()))
 """
 
 
-def cluster(resources: ResourcesConfig, wanted: list[Demand]) -> Iterator[Check]:
+def cluster(
+    resources: ResourcesConfig, wanted: list[Demand], timeout_s: float = TIMEOUT_S
+) -> Iterator[Check]:
     """Two rows: the cluster of resources.address answers, and it has room for the run."""
     if resources.address is None:
         return
     try:
-        found = nodes_at(resources.address)
+        found = nodes_at(resources.address, timeout_s)
     except UserError as error:
         hint = "start it (ray start --head), give its address, or resources.address=null for a local one"
         yield Check("Ray cluster", False, str(error), hint)
@@ -52,7 +54,7 @@ def cluster(resources: ResourcesConfig, wanted: list[Demand]) -> Iterator[Check]
     yield Check("room on the cluster", missing is None, asked, hint)
 
 
-def nodes_at(address: str, timeout_s: float = TIMEOUT_S) -> list[Mapping[str, Any]]:
+def nodes_at(address: str, timeout_s: float) -> list[Mapping[str, Any]]:
     """`ray.nodes()` there. Raises UserError with the reason if nobody answers in time."""
     try:
         answer = subprocess.run(

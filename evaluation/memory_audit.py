@@ -31,7 +31,7 @@ MARGIN = 0.1
 """Of weights and activations: workspaces, fragments, cached prompts."""
 CONTEXT_GIB = 0.5
 """A process's CUDA context and its libraries' handles; an assumption, 0.3 to 0.6 by card and driver."""
-PROCESS_GIB = {"env runner": 0.8, "reward replica": 0.6}
+PROCESS_GIB = {"env runner": 1.0, "reward replica": 0.6}
 """Without a GPU: interpreter and libraries, as docs/doctor.md measured them."""
 KEPT_LATENTS = 6
 """Tensors of the latents' size in float32 that an episode holds: present, clean, history, the best."""

@@ -128,12 +128,11 @@ def test_a_cluster_that_answers_is_asked_for_room(ray_session: None) -> None:
     assert "none of the cluster's 1 nodes offers it" in room.hint
 
 
-def test_an_address_where_nobody_answers_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_where_nobody_answers_is_a_failed_row() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and never listens
         resources = compose([f"resources.address=127.0.0.1:{taken.getsockname()[1]}"]).run.resources
-        monkeypatch.setattr(ray_checks, "TIMEOUT_S", 5.0)
-        (check,) = ray_checks.cluster(resources, [])
+        (check,) = ray_checks.cluster(resources, [], timeout_s=5.0)
     assert not check.passed
     assert "ray start --head" in check.hint
 

@@ -1,7 +1,6 @@
 """What a process of the embedded world really holds: `python -m tests.evaluation.held_memory FEW MANY`.
 
-Prints the resident set in MiB before the backbone is loaded, and its peak with FEW and then with MANY episodes in
-a call.
+Prints the resident set in MiB before the backbone is loaded, then its peak with FEW and with MANY in a call.
 """
 
 from __future__ import annotations

@@ -107,10 +107,14 @@ def env_runner_memory(
     weights = {name: _bytes(network) for name, network in networks.items()}
     if _decodes_in_float32(pipeline):
         weights["vae"] *= 2
+    # Before CUDA's allocator fails it gives back what the other call has left; a process's heap seldom does.
+    together = max if on_gpu else sum
     followed = [
-        max(
-            peak_bytes(partial(_denoise, backbone, count, engine), networks.values()),
-            peak_bytes(partial(_preview, backbone, count), networks.values()),
+        together(
+            [
+                peak_bytes(partial(call, backbone, count), networks.values())
+                for call in (partial(_denoise, engine), _preview)
+            ]
         )
         for count in TRACED
     ]
@@ -137,7 +141,7 @@ def reward_replica_memory(scorers: ScorersConfig | str | None, *, on_gpu: bool, 
     return ProcessMemory("reward replica", on_gpu, scorer_weights(scorers), base, slope, batch)
 
 
-def _denoise(backbone: LoadedBackbone, count: int, engine: EngineConfig) -> object:
+def _denoise(engine: EngineConfig, backbone: LoadedBackbone, count: int) -> object:
     conditioning = backbone.encode_prompts([str(number) for number in range(count)])
     if engine.guidance_rule == "none":
         conditioning = replace(conditioning, null_BLD=None)

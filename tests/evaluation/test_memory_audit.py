@@ -63,9 +63,8 @@ def test_fused_attention_takes_no_matrix_of_all_pairs() -> None:
     assert peak_bytes(lambda: attend(query, query, query), []) == 4096 * 8 * 4
 
 
-@pytest.mark.parametrize("few_many", [(16, 144)])
-def test_activations_are_those_of_a_real_process(few_many: tuple[int, int]) -> None:
-    few, many = few_many
+def test_activations_are_those_of_a_real_process() -> None:
+    few, many = 16, 144
     done = subprocess.run(
         [sys.executable, "-m", "tests.evaluation.held_memory", str(few), str(many)],
         cwd=Path(__file__).parents[2],
@@ -89,7 +88,7 @@ def test_more_slots_guidance_and_refinement_take_more_and_the_limit_holds() -> N
     memory = env_runner_memory(run.backbone, run.engine, resources)
     assert memory.weights["unet"] == pytest.approx(2 * SIZES["sd15"]["unet"], rel=0.001)
     alone = env_runner_memory(run.backbone, replace(run.engine, guidance_rule="none"), resources)
-    assert memory.call_slope == pytest.approx(2 * alone.call_slope, rel=0.1)
+    assert alone.call_slope < memory.call_slope <= 2 * alone.call_slope, "two rows an episode, or one"
     most = memory.most_slots(16 * GIB, 2)
     assert most % 2 == 0
     fits = replace(memory, slots=most, in_call=most // 2)
@@ -101,8 +100,10 @@ def test_more_slots_guidance_and_refinement_take_more_and_the_limit_holds() -> N
 def test_published_reward_models_are_counted_on_their_architectures() -> None:
     with made_on("meta", torch.float32):
         dino = Dinov2Model(Dinov2Config(image_size=518))
-        vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "patch_size": 14}
+        vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+        vision |= {"num_attention_heads": 16, "patch_size": 14}
         text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+        text |= {"num_attention_heads": 16}
         pick = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=1024))
     for name, model in (("facebook/dinov2-base", dino), ("yuvalkirstain/PickScore_v1", pick)):
         assert PUBLISHED[name].parameters == sum(each.numel() for each in model.parameters())

@@ -7,7 +7,7 @@ workspace, an allocator's fragments) is the margin, which is stated and never hi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -102,22 +102,14 @@ def env_runner_memory(
     pipeline, backbone = weightless_backbone(config)
     on_gpu = config.device != "cpu"
     if not on_gpu:
-        _plain_attention(pipeline)
+        plain_attention(pipeline)
     networks = {name: getattr(pipeline, name) for name in backbone.networks}
     weights = {name: _bytes(network) for name, network in networks.items()}
     if _decodes_in_float32(pipeline):
         weights["vae"] *= 2
     # Before CUDA's allocator fails it gives back what the other call has left; a process's heap seldom does.
     together = max if on_gpu else sum
-    followed = [
-        together(
-            [
-                peak_bytes(partial(call, backbone, count), networks.values())
-                for call in (partial(_denoise, engine), _preview)
-            ]
-        )
-        for count in TRACED
-    ]
+    followed = [together(call_peaks(backbone, networks.values(), engine, count)) for count in TRACED]
     slope = (followed[1] - followed[0]) / (TRACED[1] - TRACED[0])
     row = conditioning_row(backbone.encode_prompts(["a"]), 0)
     texts = (row.text_BLD, row.null_BLD, row.pooled_BD)
@@ -141,6 +133,17 @@ def reward_replica_memory(scorers: ScorersConfig | str | None, *, on_gpu: bool, 
     return ProcessMemory("reward replica", on_gpu, scorer_weights(scorers), base, slope, batch)
 
 
+def call_peaks(
+    backbone: LoadedBackbone, networks: Iterable[torch.nn.Module], engine: EngineConfig, count: int
+) -> tuple[int, int]:
+    """Bytes of a denoiser call, prompts encoded with it, and of a batch of previews, for `count` episodes."""
+    held = list(networks)
+    return (
+        peak_bytes(partial(_denoise, engine, backbone, count), held),
+        peak_bytes(partial(_preview, backbone, count), held),
+    )
+
+
 def _denoise(engine: EngineConfig, backbone: LoadedBackbone, count: int) -> object:
     conditioning = backbone.encode_prompts([str(number) for number in range(count)])
     if engine.guidance_rule == "none":
@@ -155,7 +158,7 @@ def _preview(backbone: LoadedBackbone, count: int) -> object:
     return backbone.preview(torch.zeros(count, *backbone.latent_shape, device="meta"))
 
 
-def _plain_attention(pipeline: Any) -> None:
+def plain_attention(pipeline: Any) -> None:
     """As `install_attention` chooses on a CPU."""
     unet = pipeline.unet
     for processor in unet.attn_processors.values():

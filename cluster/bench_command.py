@@ -145,7 +145,8 @@ def bench_scaling(
     _check_file(out)
 
     from evaluation import scaling_benchmark
-    from learner.config import ResourcesConfig, RunConfig
+    from learner.config import RunConfig
+    from learner.resources import ResourcesConfig
     from learner.session import ray_session
 
     if reward not in scaling_benchmark.REWARDS:

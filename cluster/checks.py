@@ -10,12 +10,16 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from cluster import gpu_checks, ray_checks
+from cluster.check import Check, guarded
 from cluster.runs import existing_parent
 from learner.config import RunConfig
+from learner.placement import demands
+from learner.resources import OBJECT_STORE_BYTES
 from rewards_service.scorers_config import HUB, ScorersConfig, check_files, missing_parts
 from tune_configs.loading import Settings
 
@@ -24,26 +28,21 @@ MEMORY_GIB = 6.0
 DISK_GIB = 2.0
 #: Ray refuses to work on a disk that is fuller than this.
 FULL_DISK = 0.95
+#: Seconds that a tracking server has for its answer.
+MLFLOW_TIMEOUT_S = 5
 #: Scorers' options whose value is a hub id or a folder in transformers' format.
 TRANSFORMERS_OPTIONS = ("dino.model", "pick_score.model", "pick_score.processor")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing examined: what was found, and the hint if that is not enough."""
-
-    name: str
-    passed: bool
-    found: str
-    hint: str = ""
 
 
 def checks(settings: Settings) -> Iterator[Check]:
     """Everything `addiffusion train` needs with these settings, one after the other."""
     run = settings.run
+    wanted = demands(run.resources, run.rewards)
     yield python()
     yield from packages()
-    yield guarded("torch", lambda: torch_device(run.backbone.device))
+    yield guarded("GPUs", lambda: gpu_checks.gpus(run, wanted))
+    if run.backbone.device == "cpu":
+        yield guarded("torch", lambda: torch_device(run.backbone.device))
     yield memory()
     yield disk("disk for runs", Path(run.runs_dir))
     yield disk("disk for Ray's files", Path(tempfile.gettempdir()))
@@ -52,15 +51,9 @@ def checks(settings: Settings) -> Iterator[Check]:
     if run.registry.enabled:
         yield guarded("MLflow registry", lambda: mlflow_store(run))
     yield guarded("prompts and actions", lambda: inputs(settings))
-
-
-def guarded(name: str, examine: Callable[[], Check]) -> Check:
-    """The check, or what it raised as a failed one."""
-    try:
-        return examine()
-    except Exception as error:  # whatever a broken installation raises belongs into its row
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return Check(name, False, type(error).__name__, reason)
+    if run.resources.address is None:
+        yield ray_checks.object_store(OBJECT_STORE_BYTES)
+    yield from ray_checks.cluster(run.resources, wanted)
 
 
 def python() -> Check:
@@ -207,8 +200,28 @@ def mlflow_store(run: RunConfig) -> Check:
         return Check("MLflow registry", True, f"{path} (made by the first run)")
     import mlflow
 
-    mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    with impatient():
+        mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     return Check("MLflow registry", True, uri)
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Inside, MLflow waits a few seconds for a server, once; left alone it tries for minutes."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+
+    variables = {MLFLOW_HTTP_REQUEST_TIMEOUT: MLFLOW_TIMEOUT_S, MLFLOW_HTTP_REQUEST_MAX_RETRIES: 0}
+    before = {variable: variable.get_raw() for variable in variables}
+    for variable, value in variables.items():
+        variable.set(value)
+    try:
+        yield
+    finally:
+        for variable, value in before.items():
+            if value is None:
+                variable.unset()
+            else:
+                variable.set(value)
 
 
 def inputs(settings: Settings) -> Check:

@@ -279,11 +279,17 @@ def transfer(
 
 
 @app.command()
-def doctor(overrides: Overrides = None) -> int:
+def doctor(
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="CARD", help="Hold the memory audit against this card, for example a100-40."),
+    ] = None,
+) -> int:
     """Check everything that a training run needs; exit code 1 if something is missing."""
     from cluster.doctor_command import examine
 
-    return examine(overrides or [])
+    return examine(overrides or [], gpu=gpu)
 
 
 @config_app.command()

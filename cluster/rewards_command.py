@@ -10,7 +10,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,12 +43,15 @@ def start(
     name: Name = NAME,
 ) -> None:
     """Start the configured pools on the cluster of resources.address (else on this machine's)."""
-    from learner.session import reward_pools
+    from learner.placement import demands
+    from learner.session import await_room, reward_pools
     from rewards_service import service
     from tune_configs.loading import compose
 
     run = compose(overrides or []).run
     with _cluster(run.resources.address or AUTO, "resources.address"), _one_line():
+        wanted = demands(replace(run.resources, num_env_runners=0), replace(run.rewards, service=None))
+        await_room(wanted, run.resources.patience_s, typer.echo)
         service.start(name, reward_pools(run), detached=True)
         typer.echo(f"service {name!r} runs; use it with: addiffusion train rewards.service={name} ...")
         _print(service.status(name))

@@ -132,6 +132,15 @@ def stable_diffusion_xl(device: str, dtype: torch.dtype, resolution: int) -> Sta
 
 def flux_schnell(device: str, dtype: torch.dtype, resolution: int) -> FluxPipeline:
     """FLUX.1 schnell (Black Forest Labs 2024): transformer 11.9B, T5-XXL 4.8B, CLIP ViT-L/14, VAE 84M."""
+    return _flux(device, dtype, resolution, guidance_embeds=False)
+
+
+def flux_dev(device: str, dtype: torch.dtype, resolution: int) -> FluxPipeline:
+    """FLUX.1 dev: the same, with the guidance scale as an input."""
+    return _flux(device, dtype, resolution, guidance_embeds=True)
+
+
+def _flux(device: str, dtype: torch.dtype, resolution: int, *, guidance_embeds: bool) -> FluxPipeline:
     tokenizer = letter_tokenizer(CLIP_TOKENS)
     with made_on(device, dtype):
         transformer = FluxTransformer2DModel(
@@ -142,7 +151,7 @@ def flux_schnell(device: str, dtype: torch.dtype, resolution: int) -> FluxPipeli
             num_attention_heads=24,
             joint_attention_dim=4096,
             pooled_projection_dim=768,
-            guidance_embeds=False,
+            guidance_embeds=guidance_embeds,
         )
         text_encoder = CLIPTextModel(_clip_l(tokenizer))
         text_encoder_2 = T5EncoderModel(

@@ -72,7 +72,13 @@ def memory_gate(summary: Mapping[str, Any]) -> Gate:
     peak = summary["config"].get("peak_gpu_gib")
     if peak is None:
         return Gate(
-            "G0", statement, "", "", None, "evaluate on a GPU: evaluation.device=cuda evaluation.workers=1"
+            "G0",
+            statement,
+            "",
+            "",
+            None,
+            "evaluate on a GPU: evaluation.device=cuda evaluation.workers=1; "
+            "`addiffusion doctor --gpu a100-40` calculates it before",
         )
     passed = peak <= MEMORY_GIB
     next_step = "go on" if passed else "serialise the metric models (rewards=per_scorer), or dtype=bfloat16"

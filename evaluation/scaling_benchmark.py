@@ -34,15 +34,9 @@ from actors.observations import ObservationConfig, ObservationSizes, Observer
 from actors.trajectory import TrainingRequest
 from learner import session
 from learner.algorithm_settings import AlgorithmName, AlgorithmSettings
-from learner.config import (
-    CheckpointConfig,
-    PPOSettings,
-    PromptConfig,
-    RegistryConfig,
-    ResourcesConfig,
-    RunConfig,
-)
+from learner.config import CheckpointConfig, PPOSettings, PromptConfig, RegistryConfig, RunConfig
 from learner.guard_config import WatchConfig
+from learner.resources import ResourcesConfig
 from learner.train import train
 from rewards_service import service
 from rewards_service.actor import PoolSpec

@@ -21,6 +21,7 @@ from learner.algorithm_settings import AlgorithmSettings
 from learner.budget import check_target
 from learner.curriculum import CurriculumConfig
 from learner.guard_config import GuardsConfig, ProgressConfig, WatchConfig
+from learner.resources import ResourcesConfig, check_separate
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.pool_config import ServiceConfig
 
@@ -85,33 +86,6 @@ class PromptConfig:
         """The prompts that these options mean. Raises UserError."""
         columns = Columns(self.column, self.tier_column)
         return load_prompts(self.source, self.split, self.limit, self.seed, columns=columns)
-
-
-@dataclass(frozen=True)
-class ResourcesConfig:
-    """How many processes, and what each may use.
-
-    num_env_runners: actors that denoise (each holds the backbone), 0 denoises in the driver; slots:
-    episodes one of them carries at a time; groups: parts of the slots, one is scored while another
-    denoises; cpus_per_env_runner, gpus_per_env_runner, reward_replicas, cpus_per_reward_replica,
-    gpus_per_reward_replica: what Ray reserves (a pool of `rewards` may say otherwise for itself); address: a
-    running cluster ("auto" finds it), None starts a local one; num_cpus: CPUs of a local one (None: all);
-    torch_threads: in every process; memo_mib: memory in each env runner for denoiser calls that were made
-    before and need not be made again, and a quarter of it for scores (0: none).
-    """
-
-    num_env_runners: int = 2
-    slots: int = 32
-    groups: int = 2
-    cpus_per_env_runner: float = 0.5
-    gpus_per_env_runner: float = 0.0
-    reward_replicas: int = 1
-    cpus_per_reward_replica: float = 0.5
-    gpus_per_reward_replica: float = 0.0
-    address: str | None = None
-    num_cpus: int | None = None
-    torch_threads: int = 1
-    memo_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,10 +164,6 @@ class RunConfig:
             "ppo.num_epochs": ppo.num_epochs,
             "ppo.minibatch_size": ppo.minibatch_size,
             "prompts.seeds": self.prompts.seeds,
-            "resources.slots": resources.slots,
-            "resources.groups": resources.groups,
-            "resources.reward_replicas": resources.reward_replicas,
-            "resources.torch_threads": resources.torch_threads,
             "checkpoints.every": self.checkpoints.every,
             "checkpoints.keep": self.checkpoints.keep,
         }.items():
@@ -214,12 +184,10 @@ class RunConfig:
         _within("ppo.entropy_decay", ppo.entropy_decay, 0.0, 1.0)
         _within("ppo.entropy_hold", ppo.entropy_hold, 0.0, ppo.entropy_decay)
         _within("ppo.continue_logit", ppo.continue_logit, -10.0, 10.0)
-        if not (math.isfinite(resources.memo_mib) and resources.memo_mib >= 0):
-            raise UserError(f"resources.memo_mib={resources.memo_mib}: give a number >= 0")
+        resources.validate()
+        check_separate(resources, self.rewards)
         self.curriculum.validate()
         check_target(self.reward, self.engine)
-        if resources.num_env_runners < 0:
-            raise UserError(f"resources.num_env_runners={resources.num_env_runners}: give an integer >= 0")
         if not ppo.hidden or any(width < 1 for width in ppo.hidden):
             raise UserError(f"ppo.hidden={list(ppo.hidden)}: give one or more widths >= 1")
         if ppo.episodes_per_iteration < resources.num_env_runners:
@@ -230,10 +198,6 @@ class RunConfig:
         self.algorithm.validate(
             num_env_runners=resources.num_env_runners, episodes_per_iteration=ppo.episodes_per_iteration
         )
-        if resources.groups > resources.slots:
-            raise UserError(
-                f"resources.groups={resources.groups}: give at most resources.slots={resources.slots}"
-            )
         if self.rewards.service is not None and resources.address is None:
             raise UserError(
                 f"rewards.service={self.rewards.service!r}: give resources.address too; a local Ray has no "

@@ -25,6 +25,7 @@ from learner.branches import CompareBranches
 from learner.config import PPOSettings, RunConfig
 from learner.gradients import FiniteGradients
 from learner.module import PolicyModule
+from rewards_service.pool_config import node_label
 
 Config = TypeVar("Config", bound=AlgorithmConfig)
 
@@ -106,6 +107,7 @@ def shared_config(
             num_envs_per_env_runner=resources.slots,
             num_cpus_per_env_runner=resources.cpus_per_env_runner,
             num_gpus_per_env_runner=resources.gpus_per_env_runner,
+            custom_resources_per_env_runner=node_label(resources.denoiser_resource),
             sample_timeout_s=None,
         )
         .learners(num_learners=0)

@@ -127,6 +127,8 @@ def format_row(row: Mapping[str, Any]) -> str:
     phase = row.get("phase")
     if phase == "references":
         return f"references {row['done']}/{row['total']}"
+    if phase == "waiting":
+        return str(row["sentence"])
     if phase == "event":
         return f"iteration {row['iteration']}: {row['sentence']}"
     if phase != "training":

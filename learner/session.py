@@ -12,13 +12,15 @@ import functools
 import logging
 import math
 import os
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
 import torch
+from ray.autoscaler.sdk import request_resources
 
 from actors.backbones.config import BackboneConfig
 from actors.contracts import Backbone
@@ -27,14 +29,18 @@ from actors.errors import UserError
 from actors.kept import Kept
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from learner.config import RunConfig
+from learner.placement import Demand, Node, check_apart, demands, lack
+from learner.resources import OBJECT_STORE_BYTES
 from rewards_service import service
 from rewards_service.actor import PoolSpec
 from rewards_service.contracts import RewardClient
+from rewards_service.pool_config import node_label
 from rewards_service.scorer_pools import scorer_pools
 from shapes import weights
 
-#: Small: what travels are previews of 64 x 64 pixels, observations and weights of some megabytes.
-_OBJECT_STORE_BYTES = 512 * 2**20
+#: A Ray of one's own has nobody to wait for, but processes of an earlier run take a moment to end.
+_SETTLING_S = 30.0
+_POLL_S = 1.0
 #: What a local Ray and its workers inherit: nothing is reported, libraries' deprecations are not ours.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -64,15 +70,56 @@ class World:
 
 
 @contextlib.contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
-    """Ray with room for a run's env runners and reward replicas; see `connected`."""
+def ray_session(config: RunConfig, say: Callable[[str], None] = lambda sentence: None) -> Iterator[None]:
+    """Ray with room for a run's env runners and reward replicas; see `connected`.
+
+    `say` hears what is waited for. Raises UserError for what there is no room for.
+    """
     resources = config.resources
-    needed = resources.num_env_runners * resources.cpus_per_env_runner
-    pools = [pool.config for pool in reward_pools(config)]
-    needed += sum((pool.replicas or 1) * (pool.cpus or 0) for pool in pools)
-    cpus = resources.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
+    wanted = demands(resources, config.rewards)
+    needed = math.ceil(sum(demand.count * demand.cpus for demand in wanted))
+    cpus = resources.num_cpus or max(os.cpu_count() or 1, needed)
     with connected(resources.address, cpus):
+        await_room(wanted, resources.patience_s if resources.address else _SETTLING_S, say)
+        check_apart(resources, wanted, alive_nodes())
         yield
+
+
+def await_room(
+    wanted: Sequence[Demand], patience_s: float, say: Callable[[str], None] = lambda sentence: None
+) -> None:
+    """Wait until the connected cluster has all of it free, an autoscaler being told.
+
+    Raises UserError after `patience_s`.
+    """
+    deadline = time.monotonic() + patience_s
+    asked = False
+    while True:
+        nodes, free = alive_nodes(), free_nodes()
+        lacking = lack(wanted, free)
+        if lacking is None:
+            break
+        lacking = lack(wanted, nodes) or f"{lacking}; others hold what is missing (`ray status`)"
+        if time.monotonic() >= deadline:
+            raise UserError(lacking)
+        if not asked:
+            asked = True
+            say(f"waiting up to {patience_s:g} s: {lacking}")
+            request_resources(bundles=[demand.bundle for demand in wanted for _ in range(demand.count)])
+        time.sleep(min(_POLL_S, max(deadline - time.monotonic(), 0.0)))
+    if asked:
+        request_resources(bundles=[])
+
+
+def alive_nodes() -> list[Node]:
+    """The nodes of the connected cluster, as if nothing ran there."""
+    return [Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def free_nodes() -> list[Node]:
+    """The same less what is held."""
+    held: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
+    return [Node.of(resources) for resources in held.values()]
 
 
 @contextlib.contextmanager
@@ -83,7 +130,7 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
         yield
         return
     local = address is None
-    options = {"num_cpus": num_cpus, "object_store_memory": _OBJECT_STORE_BYTES} if local else {}
+    options = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES} if local else {}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     ray.init(
@@ -129,6 +176,7 @@ def reward_pools(config: RunConfig) -> list[PoolSpec]:
         replicas=resources.reward_replicas,
         cpus=resources.cpus_per_reward_replica,
         gpus=resources.gpus_per_reward_replica,
+        resource=resources.rewards_resource,
         torch_threads=resources.torch_threads,
     )
 
@@ -138,7 +186,11 @@ def describe(world: World, config: RunConfig) -> Description:
     resources = config.resources
     if resources.num_env_runners == 0:
         return _describe(world, config.engine, config.observation, resources.torch_threads)
-    reserve = ray.remote(num_cpus=resources.cpus_per_env_runner, num_gpus=resources.gpus_per_env_runner)
+    reserve = ray.remote(
+        num_cpus=resources.cpus_per_env_runner,
+        num_gpus=resources.gpus_per_env_runner,
+        resources=node_label(resources.denoiser_resource),
+    )
     ask = reserve(_describe)
     try:
         described: Description = ray.get(

@@ -51,9 +51,9 @@ def train(
 ) -> TrainResult:
     """Train a policy; `resume` is the folder of an earlier run to go on with, under its own config.
 
-    `progress` gets a dict at every step of the way, "phase" says which: starting, references (done,
-    total), training (a row of progress.jsonl), event (an `Event`), registering. `world` opens
-    backbone and rewards.
+    `progress` gets a dict at every step of the way, "phase" says which: starting, waiting (for what the
+    cluster lacks, as a sentence), references (done, total), training (a row of progress.jsonl), event (an
+    `Event`), registering. `world` opens backbone and rewards.
     Raises UserError for what the user can mend, TrainingFailure when training cannot go on.
     """
     started = time.monotonic()
@@ -70,7 +70,9 @@ def train(
     report({"phase": "starting"})
     torch.set_num_threads(config.resources.torch_threads)
     with ExitStack() as stack:
-        stack.enter_context(session.ray_session(config))
+        stack.enter_context(
+            session.ray_session(config, lambda sentence: report({"phase": "waiting", "sentence": sentence}))
+        )
         stop = stack.enter_context(StopRequest())  # after Ray, which takes SIGTERM for itself
         run = Run(config, run_dir, requests, stack.enter_context(world(config)), report)
         stack.callback(run.close)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 NAMESPACE = "addiffusion"
 """Ray's namespace of all services, so that every job and trial finds them."""
+LABEL_SHARE = 0.001
 
 
 @dataclass(frozen=True)
@@ -18,16 +19,18 @@ class PoolConfig:
     """Replicas of one set of scorers.
 
     scorers: names of the scorers it hosts, empty: all that no other pool names; replicas, cpus, gpus: how
-    many there are and what Ray reserves for each (None: as `resources` says); batch_size: images a scorer
-    sees at a time; max_queued: images a replica holds, scored or waiting, and images one caller has under
-    way to it (a single larger call passes alone); batch_timeout_s: a replica that works longer than this
-    on one batch hangs, and is replaced.
+    many there are and what Ray reserves for each (None: as `resources` says); resource: the custom resource
+    that a node has to offer to get one (likewise); batch_size: images a scorer sees at a time; max_queued:
+    images a replica holds, scored or waiting, and images one caller has under way to it (a single larger
+    call passes alone); batch_timeout_s: a replica that works longer than this on one batch hangs, and is
+    replaced.
     """
 
     scorers: tuple[str, ...] = ()
     replicas: int | None = None
     cpus: float | None = None
     gpus: float | None = None
+    resource: str | None = None
     batch_size: int = 64
     max_queued: int = 512
     batch_timeout_s: float = 60.0
@@ -71,6 +74,27 @@ class ServiceConfig:
             raise ValueError("pools: two of them take all other scorers; give `scorers` to all but one")
         for name in self.pools:
             check_name("pools", name)
+
+    def filled(self, replicas: int, cpus: float, gpus: float, resource: str | None) -> dict[str, PoolConfig]:
+        """The pools by name, with these numbers where they give none of their own."""
+        return {
+            name: replace(
+                pool,
+                replicas=replicas if pool.replicas is None else pool.replicas,
+                cpus=cpus if pool.cpus is None else pool.cpus,
+                gpus=gpus if pool.gpus is None else pool.gpus,
+                resource=resource if pool.resource is None else pool.resource,
+            )
+            for name, pool in self.pools.items()
+        }
+
+
+def node_label(resource: str | None) -> dict[str, float]:
+    """What Ray is asked for so that a process runs only on nodes that offer `resource`.
+
+    So little of it that a node's quantity does not matter: CPUs and GPUs say how many processes fit.
+    """
+    return {} if resource is None else {resource: LABEL_SHARE}
 
 
 def check_name(option: str, name: str) -> None:

@@ -25,24 +25,19 @@ def scorer_pools(
     replicas: int,
     cpus: float,
     gpus: float,
+    resource: str | None,
     torch_threads: int,
 ) -> list[PoolSpec]:
-    """One specification a pool; replicas, cpus and gpus are for pools that do not give their own.
+    """One specification a pool; replicas, cpus, gpus and resource are for pools that do not give their own.
 
     models: the folder of an embedded world's reward models, or a configuration.
     """
     named = frozenset(name for pool in config.pools.values() for name in pool.scorers)
     identity = scorers_identity(models)
     specs = []
-    for name, pool in config.pools.items():
-        filled = replace(
-            pool,
-            replicas=replicas if pool.replicas is None else pool.replicas,
-            cpus=cpus if pool.cpus is None else pool.cpus,
-            gpus=gpus if pool.gpus is None else pool.gpus,
-        )
+    for name, filled in config.filled(replicas, cpus, gpus, resource).items():
         device = "cuda" if filled.gpus else "cpu"
-        build = partial(load_some, models, device, name, frozenset(pool.scorers), named)
+        build = partial(load_some, models, device, name, frozenset(filled.scorers), named)
         specs.append(PoolSpec(name, identity, build, filled, torch_threads))
     return specs
 

@@ -22,7 +22,7 @@ from ray.util import list_named_actors
 
 from rewards_service.actor import PoolSpec, ReplicaStats, RewardActor, restarts_of
 from rewards_service.client import ActorClient
-from rewards_service.pool_config import NAMESPACE, check_name
+from rewards_service.pool_config import NAMESPACE, check_name, node_label
 from rewards_service.routing import ReplicaPool
 
 START_TIMEOUT_S = 600.0
@@ -174,6 +174,7 @@ def _start_replica(service: str, spec: PoolSpec, index: int, detached: bool) -> 
         "max_restarts": -1,
         "num_cpus": spec.config.cpus or 0,
         "num_gpus": spec.config.gpus or 0,
+        "resources": node_label(spec.config.resource),
     }
     if detached:
         options["lifetime"] = "detached"

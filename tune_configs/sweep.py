@@ -25,6 +25,7 @@ from actors.files import written_aside
 from learner import session
 from learner.config import RunConfig
 from rewards_service import service
+from rewards_service.pool_config import node_label
 from tune_configs.admission import Admission
 from tune_configs.ledger import Ledger, Outcome, is_done, read_outcomes
 from tune_configs.objective import judged_requests
@@ -138,9 +139,10 @@ def trial_bundles(base: RunConfig, config: SweepConfig) -> list[dict[str, float]
     """What Ray reserves for a trial: its own process, and one bundle for each of its env runners."""
     resources = base.resources
     own = {"CPU": config.cpus_per_trial}
+    label = node_label(resources.denoiser_resource)
     if resources.num_env_runners == 0:
-        return [own | {"GPU": resources.gpus_per_env_runner}]
-    runner = {"CPU": resources.cpus_per_env_runner, "GPU": resources.gpus_per_env_runner}
+        return [own | {"GPU": resources.gpus_per_env_runner} | label]
+    runner = {"CPU": resources.cpus_per_env_runner, "GPU": resources.gpus_per_env_runner} | label
     return [own | {"GPU": 0.0}] + [runner] * resources.num_env_runners
 
 
@@ -156,6 +158,9 @@ def check_room(
                 f"{option}: one trial asks for {asked:g} {kind}s, and {max(left, 0.0):g} of "
                 f"{there.get(kind, 0.0):g} are left beside the rewards service's {needed[kind]:g}"
             )
+    for name in sorted({kind for bundle in bundles for kind in bundle} - {"CPU", "GPU"}):
+        if name not in there:
+            raise UserError(f"resources.denoiser_resource={name!r}: no node of the cluster offers it")
 
 
 def _needed(base: RunConfig, own_service: bool) -> dict[str, float]:

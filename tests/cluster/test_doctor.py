@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import checks
-from cluster.checks import Check
+from cluster.check import Check, guarded
 from tests.cluster.conftest import Say
 from tune_configs.loading import compose
 
@@ -72,7 +72,7 @@ def test_a_broken_installation_is_a_failed_row() -> None:
     def examine() -> Check:
         raise ImportError("libcudart.so: cannot open shared object file")
 
-    check = checks.guarded("torch", examine)
+    check = guarded("torch", examine)
     assert (check.passed, check.found) == (False, "ImportError")
     assert "libcudart.so" in check.hint
 

@@ -18,7 +18,8 @@ import torch
 from actors.contracts import Conditioning, Denoised, Images
 from actors.engine import EngineConfig
 from learner import session
-from learner.config import PPOSettings, PromptConfig, ResourcesConfig, RunConfig
+from learner.config import PPOSettings, PromptConfig, RunConfig
+from learner.resources import ResourcesConfig
 from rewards_service.arithmetic import RewardConfig
 from tests.learner.toy import ToyBackbone, make_client, toy_config
 

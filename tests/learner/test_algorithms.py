@@ -14,10 +14,11 @@ import pytest
 from actors.policy import load_policy
 from learner import checkpoints
 from learner.algorithm_settings import AlgorithmSettings
-from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
+from learner.config import CheckpointConfig, PPOSettings, RunConfig
 from learner.json_lines import read_rows
 from learner.ppo import entropy_schedule
 from learner.progress import iteration_row
+from learner.resources import ResourcesConfig
 from learner.train import train
 from rewards_service.arithmetic import RewardConfig
 from tests.learner.stopping import best, greedy, learn, solve, value_of

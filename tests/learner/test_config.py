@@ -11,8 +11,9 @@ import yaml
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from learner.algorithm_settings import AlgorithmSettings
-from learner.config import PPOSettings, PromptConfig, RegistryConfig, ResourcesConfig, RunConfig
+from learner.config import PPOSettings, PromptConfig, RegistryConfig, RunConfig
 from learner.curriculum import CurriculumConfig, Phase
+from learner.resources import ResourcesConfig
 from rewards_service.arithmetic import RewardConfig
 
 

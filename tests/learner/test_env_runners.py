@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,63 +82,3 @@ def test_all_gone_for_good_is_a_failure_after_the_patience(tmp_path: Path) -> No
     with pytest.raises(TrainingFailure, match=r"no env runner came back within 0\.5 s") as failure:
         waiting.wait()
     assert failure.value.kind == "env_runners"
-
-
-TWO_NODES = """
-import os, signal, sys
-from dataclasses import replace
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from learner.config import CheckpointConfig, ResourcesConfig
-from learner.train import train
-from tests.learner.toy import toy_config, toy_world
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
-second = cluster.add_node(num_cpus=2, object_store_memory=10**8)
-cluster.wait_for_nodes()
-ray.init(address=cluster.address, log_to_driver=False)
-folder = Path(sys.argv[1])
-config = toy_config(
-    folder,
-    ppo=replace(toy_config(folder).ppo, iterations=100_000),
-    resources=ResourcesConfig(num_env_runners=2, slots=4, groups=2, cpus_per_env_runner=1.0),
-    checkpoints=CheckpointConfig(every=100_000, trajectories=False),
-)
-episodes = []
-
-def lose_a_node(row):
-    if row["phase"] == "event":
-        print(row["sentence"], flush=True)
-    if row["phase"] == "training":
-        episodes.append(row["episodes"])
-        if row["iteration"] == 2:
-            cluster.remove_node(second, allow_graceful=False)
-            cluster.add_node(num_cpus=2, object_store_memory=10**8)
-        elif len(episodes) > 3 and min(episodes) < 16 and episodes[-2:] == [16, 16]:
-            os.kill(os.getpid(), signal.SIGINT)
-
-result = train(config, progress=lose_a_node, world=toy_world)
-print(result.ended, min(episodes), episodes[-1], flush=True)
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.multinode
-@pytest.mark.timeout(900)
-def test_a_lost_node_takes_its_episodes_and_training_goes_on_on_the_others(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_NODES, str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ended, fewest, last = done.stdout.splitlines()[-1].split()
-    assert (ended, last) == ("interrupted", "16")
-    assert int(fewest) < 16
-    assert "all episodes come back again" in done.stdout

@@ -21,10 +21,11 @@ import ray
 from actors import trajectory_store
 from actors.policy import load_policy
 from learner import checkpoints, session
-from learner.config import CheckpointConfig, ResourcesConfig, RunConfig
+from learner.config import CheckpointConfig, RunConfig
 from learner.events import read_events
 from learner.guards import TrainingFailure
 from learner.json_lines import read_rows
+from learner.resources import ResourcesConfig
 from learner.train import TrainResult, train
 from tests.learner.test_curves import scalars
 from tests.learner.test_train import same, weights, without_times

@@ -12,7 +12,8 @@ import pytest
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from learner import session
-from learner.config import ResourcesConfig, RunConfig
+from learner.config import RunConfig
+from learner.resources import ResourcesConfig
 from rewards_service import service
 from rewards_service.contracts import Scorer
 from rewards_service.identity import scorers_identity

@@ -23,11 +23,12 @@ from actors.policy import load_policy
 from actors.trajectory_origin import read_origin
 from learner import checkpoints, session
 from learner.calibration import calibrate, local_references
-from learner.config import CheckpointConfig, PPOSettings, ResourcesConfig, RunConfig
+from learner.config import CheckpointConfig, PPOSettings, RunConfig
 from learner.curriculum import CurriculumConfig, Phase
 from learner.guards import TrainingFailure
 from learner.json_lines import read_rows
 from learner.ppo import learning_rate
+from learner.resources import ResourcesConfig
 from learner.run import Run
 from learner.train import train, training_requests
 from tests.learner.toy import Saboteur, ToyBackbone, make_client, toy_config, toy_world

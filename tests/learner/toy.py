@@ -18,15 +18,9 @@ import torch
 from actors.contracts import Conditioning, Denoised, Images, PredictionType
 from actors.engine import EngineConfig
 from learner import session
-from learner.config import (
-    CheckpointConfig,
-    PPOSettings,
-    PromptConfig,
-    RegistryConfig,
-    ResourcesConfig,
-    RunConfig,
-)
+from learner.config import CheckpointConfig, PPOSettings, PromptConfig, RegistryConfig, RunConfig
 from learner.guard_config import WatchConfig
+from learner.resources import ResourcesConfig
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.contracts import Pending, Scores
 from rewards_service.local import LocalClient

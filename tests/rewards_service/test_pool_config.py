@@ -13,7 +13,7 @@ from rewards_service.scorer_pools import scorer_pools
 from rewards_service.scorers_config import ClipConfig, DinoConfig, ScorersConfig
 from tune_configs.loading import compose
 
-SIZE: dict[str, Any] = {"replicas": 2, "cpus": 0.5, "gpus": 0.0, "torch_threads": 1}
+SIZE: dict[str, Any] = {"replicas": 2, "cpus": 0.5, "gpus": 0.0, "resource": None, "torch_threads": 1}
 
 
 def hosted(config: ServiceConfig, models: Path | ScorersConfig) -> dict[str, list[str]]:

@@ -1,11 +1,11 @@
 """Layers whose rows do not depend on how many there are.
 
-A matrix library takes another algorithm, with other rounding, for few rows than for many. An image would then
-depend, in its last bits, on how many others share the denoiser call.
+A matrix library takes another algorithm, with other rounding, for few rows than for many. An image would
+then depend, in its last bits, on how many others share the denoiser call.
 
-Always true here: weights stay a layer's own. On a CPU a row's result is the same to the last bit, whether it is
-computed alone or with others. Which layers need help for that was found by comparing all layers of the embedded
-world's networks in batches of 1 to 16 images; tests/actors/test_rowwise.py compares the whole.
+Always true here: weights stay a layer's own. On a CPU a row's result is the same to the last bit, whether
+it is computed alone or with others. Which layers need help for that was found by comparing all layers of
+the embedded world's networks in batches of 1 to 16 images; tests/actors/test_rowwise.py compares the whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a client is told: events as they come, and the whole answer at the end.
 
-Always true here: names and fields are OpenAI's where it has some (`image_generation.completed`, `b64_json`), and an
-image is told with everything it cost.
+Always true here: names and fields are OpenAI's where it has some (`image_generation.completed`,
+`b64_json`), and an image is told with everything it cost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The endpoint's vocabulary: OpenAI's images API, and what this project adds to it.
 
-Always true here: whatever a client sends is checked against these types before anything else happens; an error
-names the parameter and what is accepted, and never repeats what was sent.
+Always true here: whatever a client sends is checked against these types before anything else happens; an
+error names the parameter and what is accepted, and never repeats what was sent.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class ModelCard:
     """Of a calibrated policy: the score, and what it reaches stopping early and never doing so."""
 
 
-class PainterLost(Exception):
+class PainterLostError(Exception):
     """The process that was painting has died, or cannot be reached."""
 
 
@@ -97,9 +97,9 @@ class Painters(Protocol):
     """All painters, as the ingress reaches them."""
 
     def paint(self, request: PaintRequest) -> AsyncGenerator[PaintEvent, None]:
-        """Events of one image, up to the last; raises PainterLost."""
+        """Events of one image, up to the last; raises PainterLostError."""
         ...
 
     async def describe(self) -> ModelCard:
-        """Answered by any painter that could paint now; raises PainterLost."""
+        """Answered by any painter that could paint now; raises PainterLostError."""
         ...

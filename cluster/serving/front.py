@@ -1,20 +1,18 @@
 """The ingress: HTTP in, images and their decisions out. No model, and no Ray.
 
-Always true here: every answer that is not a success is JSON in OpenAI's error shape, without a traceback; prompts
-are not logged; a page elsewhere cannot paint with a visitor's browser, as only JSON is taken and no other origin
-is allowed.
+Always true here: every answer that is not a success is JSON in OpenAI's error shape, without a traceback;
+prompts are not logged; a page elsewhere cannot paint with a visitor's browser, as only JSON is taken and no
+other origin is allowed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,6 +23,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from cluster.serving.answers import Answer, event_json
 from cluster.serving.api import (
     ErrorResponse,
     GenerationRequest,
@@ -32,8 +31,7 @@ from cluster.serving.api import (
     error_body,
     read_request,
 )
-from cluster.serving.answers import Answer, event_json
-from cluster.serving.events import ModelCard, Painters, PainterLost, PaintRequest, Refused
+from cluster.serving.events import ModelCard, PainterLostError, Painters, PaintRequest, Refused
 from cluster.serving.generation import Gate, Generation, Limits
 from cluster.serving.limits import AccessRules, BodyLimit
 from cluster.serving.page import page
@@ -122,16 +120,19 @@ class Front:
     async def generations(self, request: Request) -> Response:
         """Paint images; with `stream`, tell every decision as it is taken."""
         asked = await self._read(request)
-        if isinstance(asked, GenerationRequest):
-            asked = await self._check_model(asked)
         if isinstance(asked, Refused):
             return self._refuse(asked)
-        seed = asked[0].seed if asked[0].seed is not None else secrets.randbelow(2**32)
-        admitted = self.gate.admit(_images(asked[0], seed))
+        card = await self._describe()
+        if isinstance(card, Refused):
+            return self._refuse(card)
+        if asked.model not in (None, card.name, card.name.partition("@")[0]):
+            wrong = Refused(404, f"model: accepted: {card.name}", param="model", code="model_not_found")
+            return self._refuse(wrong)
+        seed = asked.seed if asked.seed is not None else secrets.randbelow(2**32)
+        admitted = self.gate.admit(_images(asked, seed))
         if isinstance(admitted, Refused):
             return self._refuse(admitted)
-        answer = Answer(asked[1], seed, asked[0].n)
-        return await self._answer(admitted, answer, stream=asked[0].stream)
+        return await self._answer(admitted, Answer(card, seed, asked.n), stream=asked.stream)
 
     async def _answer(self, generation: Generation, answer: Answer, *, stream: bool) -> Response:
         """The whole answer, or a stream that takes the generation over once there is something to tell."""
@@ -183,19 +184,13 @@ class Front:
 
     async def _read(self, request: Request) -> GenerationRequest | Refused:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return Refused(415, "send JSON, with content-type application/json", code="unsupported_media_type")
+            return Refused(
+                415, "send JSON, with content-type application/json", code="unsupported_media_type"
+            )
         try:
             return read_request(await asyncio.wait_for(request.body(), _SEND_S))
         except TimeoutError:
             return Refused(408, f"the request took more than {_SEND_S:g} s to arrive", code="timeout")
-
-    async def _check_model(self, asked: GenerationRequest) -> tuple[GenerationRequest, ModelCard] | Refused:
-        card = await self._describe()
-        if isinstance(card, Refused):
-            return card
-        if asked.model not in (None, card.name, card.name.partition("@")[0]):
-            return Refused(404, f"model: accepted: {card.name}", param="model", code="model_not_found")
-        return asked, card
 
     async def _describe(self) -> ModelCard | Refused:
         """The painters' card, asked for at most once a second."""
@@ -203,7 +198,7 @@ class Front:
             return self._card[1]
         try:
             card = await asyncio.wait_for(self._painters.describe(), _READY_S)
-        except (TimeoutError, PainterLost):
+        except (TimeoutError, PainterLostError):
             return _NOT_READY
         self._card = (time.monotonic(), card)
         return card

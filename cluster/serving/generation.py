@@ -1,8 +1,8 @@
 """A request for images from its admission to its end: queue, painters, retries, deadline.
 
-Always true here: an image that is admitted ends, with a result, a refusal or at the deadline; a painter that dies
-takes nothing with it, as its images begin again on another, and prompt and seed make them the same; whoever
-leaves frees the slots.
+Always true here: an image that is admitted ends, with a result, a refusal or at the deadline; a painter
+that dies takes nothing with it, as its images begin again on another, and prompt and seed make them the
+same; whoever leaves frees the slots.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from cluster.serving.events import (
     Finished,
-    PaintEvent,
+    PainterLostError,
     Painters,
-    PainterLost,
+    PaintEvent,
     PaintRequest,
     Refused,
     Retried,
@@ -34,7 +34,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 @dataclass(frozen=True)
 class Limits:
-    """concurrency: images sent to the painters at once; max_queue: how many more may wait; timeout_s: of a request."""
+    """concurrency: images with the painters at once; max_queue: how many more may wait.
+
+    timeout_s: seconds that a request may take.
+    """
 
     concurrency: int = 16
     max_queue: int = 64
@@ -63,7 +66,10 @@ class Gate:
         room = self.limits.concurrency + self.limits.max_queue - self._admitted
         if len(requests) > room:
             return Refused(
-                429, "too many images are waiting; try again later", kind="rate_limit_error", code="queue_full"
+                429,
+                "too many images are waiting; try again later",
+                kind="rate_limit_error",
+                code="queue_full",
             )
         self.changed(admitted=len(requests))
         return Generation(self, requests)
@@ -165,7 +171,7 @@ class Generation:
                             return
                 finally:
                     await events.aclose()
-            except PainterLost:
+            except PainterLostError:
                 self._left_slot(index)
                 self._gate.telemetry.retries.inc()
                 log.warning("a painter was lost; its image begins again")

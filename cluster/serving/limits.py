@@ -1,7 +1,7 @@
 """Who may speak to the endpoint, and how much: body size, time to send it, host name, token.
 
-Always true here: what is refused is refused before it is read; the token itself is nowhere kept, only its digest,
-and comparing takes the same time whatever was sent.
+Always true here: what is refused is refused before it is read; the token itself is nowhere kept, only its
+digest, and comparing takes the same time whatever was sent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_BODY_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class AccessRules:
-    """local_only: answer to a loopback name alone; token_digest: of the token that is asked for, if one is."""
+    """local_only: answer to loopback names alone; token_digest: of the token, where one is asked for."""
 
     local_only: bool = True
     token_digest: bytes | None = None
@@ -45,7 +45,10 @@ class AccessRules:
         if matches and kind.lower() == "bearer":
             return None
         return Refused(
-            401, "give the token as `Authorization: Bearer TOKEN`", kind="authentication_error", code="invalid_api_key"
+            401,
+            "give the token as `Authorization: Bearer TOKEN`",
+            kind="authentication_error",
+            code="invalid_api_key",
         )
 
 

@@ -1,7 +1,7 @@
 """What is served: where its versions come from, and a version opened for painting.
 
-Always true here: a version is looked up without loading it, and opened beside the one that paints; versions of one
-backbone share its weights; a name that leads nowhere is a UserError.
+Always true here: a version is looked up without loading it, and opened beside the one that paints; versions
+of one backbone share its weights; a name that leads nowhere is a UserError.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def open_model(source: ModelSource, version: str, beside: OpenedModel | None = N
 
 
 def reached_quality(metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """What a calibrated policy's certificate says: the mean quality that it reaches, and what is certain of it.
+    """What a calibrated policy's certificate says of the mean quality that it reaches.
 
     Stopping early it is, with the certificate's confidence, at most delta below never doing so.
     """

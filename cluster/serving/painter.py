@@ -1,7 +1,7 @@
 """A painter: the process that holds the backbone, and paints what the ingress sends.
 
-Always true here: an image ends with the version it began with; a newer version is loaded beside it, and one that
-cannot be loaded changes nothing; what goes wrong with an image is told without its prompt.
+Always true here: an image ends with the version it began with; a newer version is loaded beside it, and one
+that cannot be loaded changes nothing; what goes wrong with an image is told without its prompt.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Painter:
             yield decider
             return
         if request.size not in ("auto", model.card.size):
-            yield Refused(400, f"size: accepted: {model.card.size} or auto", param="size", code="invalid_value")
+            yield Refused(
+                400, f"size: accepted: {model.card.size} or auto", param="size", code="invalid_value"
+            )
             return
         told: asyncio.Queue[PaintEvent | None] = asyncio.Queue()
         here = asyncio.get_running_loop()
@@ -149,5 +151,3 @@ def png(image_HWC: Images) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image_HWC).save(file, "PNG")
     return file.getvalue()
-
-

@@ -24,7 +24,9 @@ class Telemetry:
         self.seconds = Histogram(
             f"{PREFIX}_request_seconds", "Of a request for images", registry=registry, buckets=SECONDS
         )
-        self.nfe = Histogram(f"{PREFIX}_image_nfe", "Denoiser calls of an image", registry=registry, buckets=NFE)
+        self.nfe = Histogram(
+            f"{PREFIX}_image_nfe", "Denoiser calls of an image", registry=registry, buckets=NFE
+        )
         self.retries = Counter(f"{PREFIX}_image_retries", "Images begun again elsewhere", registry=registry)
         self.slots = Gauge(f"{PREFIX}_slots_in_use", "Images that are being painted", registry=registry)
         self.queued = Gauge(f"{PREFIX}_images_queued", "Images that wait for a slot", registry=registry)

@@ -31,7 +31,7 @@ class AccessRules:
     token_digest: bytes | None = None
 
     def check_host(self, request: Request) -> Refused | None:
-        """A web page elsewhere can lead its own name to this machine's loopback address; it is not answered."""
+        """A page elsewhere can lead its own name to a loopback address; it is not answered."""
         if not self.local_only or is_loopback(_host_of(request)):
             return None
         return Refused(421, "this server answers on a loopback address only", code="wrong_host")

@@ -19,13 +19,12 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.schema import LoggingConfig
-from starlette.middleware import Middleware
 
 from actors.errors import UserError
 from cluster.serving.events import ModelCard, PainterLostError, PaintEvent, PaintRequest
 from cluster.serving.front import Front
 from cluster.serving.generation import Limits
-from cluster.serving.limits import AccessRules, BodyLimit
+from cluster.serving.limits import AccessRules
 from cluster.serving.models import ModelSource
 from cluster.serving.painter import Painter, PainterSettings
 
@@ -113,11 +112,7 @@ def deploy(source: ModelSource, settings: ServingSettings) -> Any:
         raise UserError("Ray Serve is running on this Ray already; stop it first (serve shutdown)")
     serve.start(
         proxy_location="HeadOnly",
-        http_options=HTTPOptions(
-            host=settings.host,
-            port=settings.port,
-            middlewares=[Middleware(BodyLimit)],
-        ),
+        http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config=_QUIET,
     )
     painter = serve.deployment(

@@ -77,7 +77,7 @@ def _host_of(request: Request) -> str:
 class BodyLimit:
     """ASGI middleware: a body beyond the limit is answered with 413 and not read to its end.
 
-    It stands before the ingress, and in Ray's proxy too, which would otherwise keep whatever is sent.
+    Ray's proxy hands a body on while it arrives, and drops the connection once this has answered.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:

@@ -42,14 +42,20 @@ class Painter:
         self._source = source
         self._settings = settings
         self._loop = ServingLoop(slots=settings.slots, torch_threads=settings.torch_threads)
-        self._model = open_model(source, source.version())
+        self.model = open_model(source, source.version())
         self._refused_version: str | None = None
+        self._closed = threading.Event()
         if source.moves:
             threading.Thread(target=self._watch, name="alias", daemon=True).start()
 
     async def describe(self) -> ModelCard:
         """The version that new images get."""
-        return self._model.card
+        return self.model.card
+
+    def close(self) -> None:
+        """Finish what was begun, and paint nothing more."""
+        self._closed.set()
+        self._loop.close()
 
     def check_health(self) -> None:
         """Raises if nothing would be painted any more; Ray Serve then starts another painter."""
@@ -58,7 +64,7 @@ class Painter:
 
     async def paint(self, request: PaintRequest) -> AsyncGenerator[PaintEvent, None]:
         """Events of one image, as they happen. Who stops listening frees the slot."""
-        model = self._model
+        model = self.model
         decider = model.decider_for(request.max_nfe, request.quality_floor)
         if isinstance(decider, Refused):
             yield decider
@@ -100,8 +106,7 @@ class Painter:
 
     def _watch(self) -> None:
         """Look at the alias for as long as the process lives."""
-        pause = threading.Event()
-        while not pause.wait(self._settings.poll_s):
+        while not self._closed.wait(self._settings.poll_s):
             self.look_at_alias()
 
     def look_at_alias(self) -> None:
@@ -109,13 +114,13 @@ class Painter:
         version = None
         try:
             version = self._source.version()
-            if version in (self._model.card.version, self._refused_version):
+            if version in (self.model.card.version, self._refused_version):
                 return
-            self._model = open_model(self._source, version, beside=self._model)
+            self.model = open_model(self._source, version, beside=self.model)
             self._refused_version = None
             log.info("new images are painted by version %s", version)
         except Exception as error:
-            kept = self._model.card.version
+            kept = self.model.card.version
             if version is not None:
                 self._refused_version = version
             log.error("version %s cannot be served, %s stays: %s", version or "unknown", kept, error)

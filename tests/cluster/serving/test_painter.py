@@ -116,7 +116,7 @@ def test_a_floor_is_reached_stopping_early_or_never_doing_so_or_not_at_all(
         assert png_of(low[seed]) == alone.png("a red circle", seed)
         assert png_of(high[seed]) == alone.png("a red circle", seed, careful=True)
     spent = [sum(e[-1].nfe for e in events if isinstance(e[-1], Finished)) for events in (low, high)]
-    assert spent[0] < spent[1]
+    assert spent[0] < spent[1], "stopping early saves"
     ((refusal,), (other,)) = paint_all(
         calibrated,
         [

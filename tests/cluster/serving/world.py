@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ ENGINE = EngineConfig(
 )
 PROMPTS = ("a red circle", "two blue squares", "a green star left of a red square", "a large yellow triangle")
 CERTIFICATE = {
-    "stop_threshold": 0.4,
+    "stop_threshold": 0.02,
     "delta": 0.05,
     "confidence": 0.95,
     "quality_never_stopping": 0.8,
@@ -40,8 +41,7 @@ CERTIFICATE = {
 
 def shapes_policy(folder: Path, seed: int = 0, **metadata: object) -> Path:
     """An untrained policy for the embedded world, saved as training saves it; seeds decide differently."""
-    backbone = load_backbone(BackboneConfig())
-    sizes = ObservationSizes(backbone.feature_dim, backbone.text_dim)
+    identity, sizes = _backbone()
     observer = Observer(ObservationConfig(), sizes, ENGINE.actions)
     torch.manual_seed(seed)
     network = PolicyNetwork(observer.policy_dim, observer.num_actions, hidden=(16,))
@@ -49,7 +49,7 @@ def shapes_policy(folder: Path, seed: int = 0, **metadata: object) -> Path:
         for parameter in network.layers[-1].parameters():
             parameter.mul_(30)
     stored: dict[str, Any] = {
-        "backbone": backbone.identity,
+        "backbone": identity,
         "backbone_config": asdict(BackboneConfig()),
         "engine": {**ENGINE.__dict__, "actions": list(ENGINE.actions)},
         "observation": ObservationConfig().__dict__,
@@ -59,6 +59,12 @@ def shapes_policy(folder: Path, seed: int = 0, **metadata: object) -> Path:
     }
     save_policy(folder, network, stored)
     return folder
+
+
+@functools.cache
+def _backbone() -> tuple[str, ObservationSizes]:
+    backbone = load_backbone(BackboneConfig())
+    return backbone.identity, ObservationSizes(backbone.feature_dim, backbone.text_dim)
 
 
 def saved_run(runs_dir: Path, name: str, seed: int = 0, **metadata: object) -> Path:
@@ -88,9 +94,13 @@ def registered(runs_dir: Path, policy_dir: Path, *, alias: str = "champion") -> 
 class Alone:
     """Paints one image at a time, without Ray or a loop: what every served image is compared with."""
 
+    _other: OpenedModel | None = None
+    """Whose backbone is used again."""
+
     def __init__(self, policy_dir: Path) -> None:
         source = ModelSource(str(policy_dir), policy_dir.parent)
-        self.model: OpenedModel = open_model(source, source.version())
+        self.model = open_model(source, source.version(), beside=Alone._other)
+        Alone._other = self.model
 
     def png(self, prompt: str, seed: int, *, max_nfe: int | None = None, careful: bool = False) -> bytes:
         painting = self.model.painting

@@ -1,4 +1,4 @@
-"""`addiffusion serve` on Ray: real processes, the embedded world, clients at once, a kill, a swap, the end."""
+"""`addiffusion serve` on Ray: real processes, the embedded world, many clients, a kill, a swap, the end."""
 
 from __future__ import annotations
 
@@ -281,6 +281,5 @@ def test_a_signal_asks_for_the_end_and_the_second_ends_at_once() -> None:
             os.kill(os.getpid(), number)
             assert stopping.wait(10)
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1)
+                signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(number) == before

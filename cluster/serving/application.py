@@ -102,8 +102,10 @@ class Ingress:
         await asyncio.sleep(0.2)  # the last answer is still on its way through Ray's proxy
 
 
-def deploy(source: ModelSource, settings: ServingSettings) -> Any:
+def deploy(source: ModelSource, settings: ServingSettings, painter: type = Painter) -> Any:
     """Start Ray Serve on the Ray that is connected; gives the ingress's handle once images can be painted.
+
+    painter: what paints, made with source and settings.painter.
 
     Raises UserError where Serve runs already, as its port and host are fixed then.
     """
@@ -115,8 +117,8 @@ def deploy(source: ModelSource, settings: ServingSettings) -> Any:
         http_options=HTTPOptions(host=settings.host, port=settings.port),
         logging_config=_QUIET,
     )
-    painter = serve.deployment(
-        Painter,
+    painters = serve.deployment(
+        painter,
         name="painter",
         num_replicas=settings.replicas,
         max_ongoing_requests=2 * settings.painter.slots + _SPARE,
@@ -132,15 +134,15 @@ def deploy(source: ModelSource, settings: ServingSettings) -> Any:
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=5.0,
     )
-    application = ingress.bind(painter.bind(source, settings.painter), settings)
+    application = ingress.bind(painters.bind(source, settings.painter), settings)
     return serve.run(application, name=APP, route_prefix="/", logging_config=_QUIET)
 
 
 @contextlib.contextmanager
-def served(source: ModelSource, settings: ServingSettings) -> Iterator[Any]:
+def served(source: ModelSource, settings: ServingSettings, painter: type = Painter) -> Iterator[Any]:
     """`deploy`, and Serve's end with the context."""
     try:
-        yield deploy(source, settings)
+        yield deploy(source, settings, painter)
     finally:
         serve.shutdown()
 
@@ -157,3 +159,11 @@ def check_port(host: str, port: int) -> None:
             probe.bind(found[4])
         except OSError as error:
             raise UserError(f"--host={host} --port={port}: cannot listen there ({error.strerror})") from error
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,4 +1,4 @@
-"""`addiffusion bench rollout | scoring | update | scaling | serving`: how fast this machine is at what training does.
+"""`addiffusion bench rollout | scoring | update | scaling | serving`: how fast this machine is.
 
 Always true here: the engine has one process with one thread on a CPU, so that machines can be compared;
 with `--scoring` a second process scores. Nothing is written but the file that was asked for, and that whole.

@@ -1,8 +1,8 @@
 """How fast the endpoint is: diffusers' pipeline, the engine one image at a time, and with continuous batching.
 
-Always true here: the same clients send the same requests to each, over HTTP, through the same ingress on the same
-Ray, one variant after the other; every image of the engine is compared with the one painted alone without a
-server. docs/serving.md defines every number.
+Always true here: the same clients send the same requests to each, over HTTP, through the same ingress on
+the same Ray, one variant after the other; every image of the engine is compared with the one painted alone
+without a server. docs/serving.md defines every number.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Answer:
 
 
 def benchmark_prompts(count: int) -> list[str]:
-    """Captions of the embedded world's test split, all tiers, from the first again where there are no more."""
+    """Captions of the embedded world's test split, of all tiers; from the first again where they end."""
     captions = distinct_captions(0, -(-count // len(TIERS)), "test", exhaust=True)
     texts = [caption for caption, _ in captions]
     return [texts[index % len(texts)] for index in range(count)]

@@ -1,7 +1,7 @@
 """diffusers' own pipeline as a painter: what the benchmark compares with.
 
-Always true here: the very networks, guidance and decoder of the served policy, DPM-Solver++ with a fixed number
-of steps, one image at a time, first come first served.
+Always true here: the very networks, guidance and decoder of the served policy, DPM-Solver++ with a fixed
+number of steps, one image at a time, first come first served.
 """
 
 from __future__ import annotations

@@ -132,9 +132,11 @@ def test_two_models_share_the_slots(loop: ServingLoop) -> None:
 
 def test_who_leaves_frees_the_slot_and_is_not_painted() -> None:
     model, loop, go = make(), ServingLoop(slots=1), threading.Event()
-    held = loop.submit(
-        model, REQUESTS[0], Scripted(model.engine.action_names), on_decision=lambda *_: go.wait(30)
-    )
+
+    def hold(*_: object) -> None:
+        go.wait(30)
+
+    held = loop.submit(model, REQUESTS[0], Scripted(model.engine.action_names), on_decision=hold)
     waiting, after = (loop.submit(model, r, SeededRandom()) for r in REQUESTS[1:3])
     assert waiting.cancel()
     assert held.cancel()

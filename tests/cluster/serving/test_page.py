@@ -6,47 +6,23 @@ import base64
 import io
 import json
 import os
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from PIL import Image
 
-from cluster.serving.front import Front
-from cluster.serving.generation import Limits
 from cluster.serving.limits import AccessRules, digest_of
 from cluster.serving.models import ModelSource
 from cluster.serving.painter import Painter, PainterSettings
 from tests.cluster.serving.browser import CHROMIUM, Browser, browser
+from tests.cluster.serving.site import Site
 from tests.cluster.serving.world import Alone, saved_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
 TOKEN = "a-token-of-some-length"
 INJECTION = "<img src=x onerror=window.owned=1>\"'><script>window.owned=1</script>"
-
-
-class Site:
-    """The front with a real painter behind it, in threads of this process."""
-
-    def __init__(self, painter: Painter, rules: AccessRules) -> None:
-        config = uvicorn.Config(Front(painter, Limits(), rules).app(), port=0, log_level="warning")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        deadline = time.monotonic() + 60
-        while not self._server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/"
-
-    def close(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)
 
 
 @pytest.fixture(scope="module")

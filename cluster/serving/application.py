@@ -13,11 +13,14 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.config import HTTPOptions
-from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.exceptions import (
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 from ray.serve.schema import LoggingConfig
 
 from actors.errors import UserError
@@ -107,11 +110,8 @@ def deploy(source: ModelSource, settings: ServingSettings, painter: type = Paint
 
     painter: what paints, made with source and settings.painter.
 
-    Raises UserError where Serve runs already, as its port and host are fixed then.
+    Raises UserError where no painter can start.
     """
-    with contextlib.suppress(ray.serve.exceptions.RayServeException):
-        serve.context._get_global_client()
-        raise UserError("Ray Serve is running on this Ray already; stop it first (serve shutdown)")
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=settings.host, port=settings.port),
@@ -135,16 +135,40 @@ def deploy(source: ModelSource, settings: ServingSettings, painter: type = Paint
         graceful_shutdown_timeout_s=5.0,
     )
     application = ingress.bind(painters.bind(source, settings.painter), settings)
-    return serve.run(application, name=APP, route_prefix="/", logging_config=_QUIET)
+    try:
+        return serve.run(application, name=APP, route_prefix="/", logging_config=_QUIET)
+    except RuntimeError as error:
+        raise UserError(f"no painter could start: {_reason()}") from error
 
 
 @contextlib.contextmanager
 def served(source: ModelSource, settings: ServingSettings, painter: type = Painter) -> Iterator[Any]:
-    """`deploy`, and Serve's end with the context."""
+    """`deploy`, and Serve's end with the context.
+
+    Raises UserError where Serve runs already: its port and host are fixed then, and its end is not ours.
+    """
+    if _runs_already():
+        raise UserError("Ray Serve is running on this Ray already; stop it first (serve shutdown)")
     try:
         yield deploy(source, settings, painter)
     finally:
         serve.shutdown()
+
+
+def _runs_already() -> bool:
+    try:
+        serve.context._get_global_client()
+    except RayServeException:
+        return False
+    return True
+
+
+def _reason() -> str:
+    """The last line of what a painter said when it failed."""
+    deployments = serve.status().applications[APP].deployments
+    told = [line.strip() for deployment in deployments.values() for line in deployment.message.splitlines()]
+    errors = [line.partition("UserError: ")[2] for line in told if "UserError: " in line]
+    return (errors or [line for line in told if "Error" in line] or told or ["see Ray's logs"])[-1]
 
 
 def check_port(host: str, port: int) -> None:

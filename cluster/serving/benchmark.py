@@ -1,4 +1,4 @@
-"""How fast the endpoint is: diffusers' pipeline, the engine one image at a time, and with continuous batching.
+"""How fast the endpoint is: diffusers' pipeline, the engine one image at a time, and continuous batching.
 
 Always true here: the same clients send the same requests to each, over HTTP, through the same ingress on
 the same Ray, one variant after the other; every image of the engine is compared with the one painted alone

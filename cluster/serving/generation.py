@@ -63,8 +63,12 @@ class Gate:
         """Start painting, or say why not."""
         if self.draining:
             return Refused(503, "the server is shutting down", kind="server_error", code="draining")
-        room = self.limits.concurrency + self.limits.max_queue - self._admitted
-        if len(requests) > room:
+        most = self.limits.concurrency + self.limits.max_queue
+        if len(requests) > most:
+            return Refused(
+                400, f"n: at most {most} images are taken at once", param="n", code="invalid_value"
+            )
+        if len(requests) > most - self._admitted:
             return Refused(
                 429,
                 "too many images are waiting; try again later",

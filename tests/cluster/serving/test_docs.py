@@ -1,4 +1,4 @@
-"""Every command of docs/serving.md is run: `addiffusion` with Ray's part left out, curl against a real painter."""
+"""Every command of docs/serving.md is run: `addiffusion` without Ray's part, curl against a real painter."""
 
 from __future__ import annotations
 

@@ -136,6 +136,14 @@ def test_beyond_the_queue_is_429_and_what_was_admitted_is_answered() -> None:
     at_desk(use, limits=Limits(concurrency=2, max_queue=3))
 
 
+def test_more_images_than_are_ever_taken_are_not_asked_to_come_back() -> None:
+    async def use(desk: Desk) -> None:
+        assert assert_is_error(await desk.ask(n=4), 400)["param"] == "n"
+        assert (await desk.ask(n=3)).status_code == 200
+
+    at_desk(use, limits=Limits(concurrency=2, max_queue=1))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_at_the_deadline_it_says_so_and_the_slot_is_free(stream: bool) -> None:
     async def use(desk: Desk) -> None:

@@ -18,6 +18,7 @@ import ray
 
 from actors.errors import UserError
 from cluster.serve_command import ServeOptions, serve_model
+from cluster.serving.application import free_port
 from tests.cluster.serving.painters import assert_is_error, events_of, png_of
 from tests.cluster.serving.world import PROMPTS, Alone, registered, shapes_policy
 
@@ -86,9 +87,7 @@ class Endpoint:
 def endpoint(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     folder = tmp_path_factory.mktemp("endpoint")
     (folder / "runs").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     endpoint = Endpoint(f"http://127.0.0.1:{port}", folder, threading.Event())
     endpoint.promote(0)
 
@@ -196,6 +195,23 @@ def test_the_champion_is_swapped_under_load(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_who_leaves_frees_the_slots(endpoint: Endpoint) -> None:
+    before = endpoint.metric('requests_total{outcome="left"}')
+    body = {"prompt": PROMPTS[0], "n": 10, "stream": True}
+    with httpx.stream("POST", f"{endpoint.url}/v1/images/generations", json=body, timeout=60) as response:
+        assert response.status_code == 200
+        next(response.iter_lines())
+    wait_until(lambda: endpoint.metric('requests_total{outcome="left"}') == before + 1, 60)
+    wait_until(lambda: endpoint.metric("slots_in_use") == endpoint.metric("images_queued") == 0, 60)
+
+
+def test_a_second_endpoint_on_this_ray_is_refused_and_the_first_goes_on(endpoint: Endpoint) -> None:
+    with pytest.raises(UserError, match="running on this Ray already"):
+        serve_model(MODEL, options(port=1), runs_dir=endpoint.folder / "runs", tracking_uri=None)
+    assert is_ready(endpoint)
+
+
+@pytest.mark.timeout(600)
 def test_what_is_sent_in_excess_is_not_kept(endpoint: Endpoint) -> None:
     for _ in range(3):
         try:
@@ -269,6 +285,14 @@ def test_a_port_that_is_taken_and_a_model_that_is_not_there_are_one_line(tmp_pat
             check_port("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="there is no registry"):
         serve_model(MODEL, options(), runs_dir=tmp_path, tracking_uri=None)
+
+
+@pytest.mark.timeout(600)
+def test_a_policy_of_another_backbone_is_one_line(ray_session: None, tmp_path: Path) -> None:
+    other = shapes_policy(tmp_path / "other", backbone="pipeline@000000000000")
+    with pytest.raises(UserError, match="trained on backbone") as raised:
+        serve_model(str(other), options(port=free_port()), runs_dir=tmp_path, tracking_uri=None)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_signal_asks_for_the_end_and_the_second_ends_at_once() -> None:

@@ -8,22 +8,20 @@ other origin is allowed.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from cluster.serving.answers import Answer, event_json
+from cluster.serving.answers import Answer
 from cluster.serving.api import (
     ErrorResponse,
     GenerationRequest,
@@ -35,12 +33,12 @@ from cluster.serving.events import ModelCard, PainterLostError, Painters, PaintR
 from cluster.serving.generation import Gate, Generation, Limits
 from cluster.serving.limits import AccessRules, BodyLimit
 from cluster.serving.page import page
-from cluster.serving.telemetry import Telemetry
+from cluster.serving.streams import EventStream
+from cluster.serving.telemetry import Telemetry, outcome_of
 
 log = logging.getLogger("addiffusion.serving")
 
-_OUTCOMES = {401: "unauthorized", 429: "busy", 503: "draining", 504: "timeout", 500: "error"}
-_READY_S = 2.0
+_READY_S = 5.0
 """So long a painter may take to say that it is there."""
 _SEND_S = 20.0
 """So long a client may take to send its request."""
@@ -122,7 +120,7 @@ class Front:
         asked = await self._read(request)
         if isinstance(asked, Refused):
             return self._refuse(asked)
-        card = await self._describe()
+        card = self._card[1] if self._card is not None else await self._describe()
         if isinstance(card, Refused):
             return self._refuse(card)
         if asked.model not in (None, card.name, card.name.partition("@")[0]):
@@ -136,24 +134,28 @@ class Front:
 
     async def _answer(self, generation: Generation, answer: Answer, *, stream: bool) -> Response:
         """The whole answer, or a stream that takes the generation over once there is something to tell."""
-        outcome, started = "left", time.perf_counter()
+        outcome, taken_over, begun = "left", False, time.perf_counter()
+
+        def ended(outcome: str) -> None:
+            self.telemetry.count(outcome)
+            if outcome == "ok":
+                self.gate.took(time.perf_counter() - begun)
+
         try:
             while generation.unfinished:
                 index, event = await generation.next()
                 if isinstance(event, Refused):
-                    outcome = _OUTCOMES.get(event.status, "invalid")
+                    outcome = outcome_of(event)
                     return self._refuse(event, counted=False)
                 if stream:
-                    told = _Stream(self, generation, answer, (index, event))
-                    outcome = ""
-                    return told
+                    taken_over = True
+                    return EventStream(generation, answer, (index, event), ended)
                 answer.add(index, event)
             outcome = "ok"
-            self.gate.took(time.perf_counter() - started)
             return JSONResponse(answer.json())
         finally:
-            if outcome:
-                self.telemetry.count(outcome)
+            if not taken_over:
+                ended(outcome)
                 await generation.close()
 
     async def models(self, request: Request) -> Response:
@@ -193,7 +195,10 @@ class Front:
             return Refused(408, f"the request took more than {_SEND_S:g} s to arrive", code="timeout")
 
     async def _describe(self) -> ModelCard | Refused:
-        """The painters' card, asked for at most once a second."""
+        """The painters' card, asked for at most once a second.
+
+        A request for images does with an older one: it may wait for a painter, longer than this would.
+        """
         if self._card is not None and time.monotonic() - self._card[0] < 1.0:
             return self._card[1]
         try:
@@ -205,49 +210,13 @@ class Front:
 
     def _refuse(self, refused: Refused, *, counted: bool = True) -> Response:
         if counted:
-            self.telemetry.count(_OUTCOMES.get(refused.status, "invalid"))
+            self.telemetry.count(outcome_of(refused))
         headers = {}
         if refused.status in (429, 503):
             headers["Retry-After"] = str(self.gate.retry_after_s)
         elif refused.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(error_body(refused), refused.status, headers)
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events of a generation; whatever becomes of the client, the generation is closed."""
-
-    def __init__(self, front: Front, generation: Generation, answer: Answer, first: tuple[int, Any]) -> None:
-        self._front, self._generation, self._answer = front, generation, answer
-        self._first = first
-        self._outcome, self._begun = "left", time.perf_counter()
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(self._events(), media_type="text/event-stream", headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._front.telemetry.count(self._outcome)
-            await self._generation.close()
-
-    async def _events(self) -> AsyncIterator[str]:
-        index, event = self._first
-        while True:
-            yield _sse(*event_json(self._answer, index, event))
-            if isinstance(event, Refused):
-                self._outcome = _OUTCOMES.get(event.status, "invalid")
-                return
-            if not self._generation.unfinished:
-                self._outcome = "ok"
-                self._front.gate.took(time.perf_counter() - self._begun)
-                return
-            index, event = await self._generation.next()
-
-
-def _sse(name: str, data: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def _images(asked: GenerationRequest, seed: int) -> list[PaintRequest]:
@@ -287,7 +256,7 @@ _GENERATIONS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": GenerationResponse,
         "description": "The images; with `stream`, server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     },
     **_ERRORS,
 }

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from cluster.serving.events import Refused
+
 PREFIX = "addiffusion_serving"
 OUTCOMES = ("ok", "invalid", "unauthorized", "busy", "draining", "timeout", "error", "left")
 """left: the client closed the connection before its answer was there."""
+_OUTCOME_OF_STATUS = {401: "unauthorized", 429: "busy", 503: "draining", 504: "timeout", 500: "error"}
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 NFE = (2, 4, 6, 8, 10, 15, 20, 30, 50, 100)
 
@@ -41,3 +44,8 @@ class Telemetry:
     def text(self) -> bytes:
         """Everything, in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+def outcome_of(refused: Refused) -> str:
+    """What a refusal counts as."""
+    return _OUTCOME_OF_STATUS.get(refused.status, "invalid")

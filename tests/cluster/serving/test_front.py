@@ -206,6 +206,16 @@ def test_healthz_is_200_only_while_a_painter_answers() -> None:
     at_desk(use)
 
 
+def test_a_request_waits_for_painters_that_were_there_before() -> None:
+    async def use(desk: Desk) -> None:
+        assert (await desk.ask(seed=1)).status_code == 200
+        desk.painters.ready = False
+        desk.painters.deaths = 1
+        assert (await desk.ask(seed=2)).status_code == 200
+
+    at_desk(use)
+
+
 def test_models_and_refusals_of_the_painter() -> None:
     async def use(desk: Desk) -> None:
         (model,) = (await desk.client.get("/v1/models")).json()["data"]

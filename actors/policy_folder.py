@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from actors.backbones.config import BackboneConfig
+from actors.backbones.rowwise import make_rowwise
 from actors.contracts import Backbone
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
@@ -60,6 +61,7 @@ class TrainedPolicy:
                     f"policy={self.folder}: trained on a backbone with {name} {trained}, this one's is {here}"
                 )
         network, _ = load_policy(self.folder)
+        make_rowwise(network)
         engine = Engine(backbone, self.engine)
         observer = Observer(self.observation, self.sizes, engine.action_names)
         if (network.policy_dim, network.num_actions) != (observer.policy_dim, engine.num_actions):

@@ -1,4 +1,4 @@
-"""`addiffusion bench rollout | scoring | update | scaling`: how fast this machine is at what training does.
+"""`addiffusion bench rollout | scoring | update | scaling | serving`: how fast this machine is.
 
 Always true here: the engine has one process with one thread on a CPU, so that machines can be compared;
 with `--scoring` a second process scores. Nothing is written but the file that was asked for, and that whole.
@@ -169,6 +169,40 @@ def bench_scaling(
     header, *rows = scaling_benchmark.table(reports)
     _print(header, rows)
     _write({"runs": reports}, out)
+
+
+def bench_serving(
+    model: str,
+    *,
+    requests: int,
+    clients: int,
+    slots: int,
+    runs_dir: Path,
+    out: Path | None,
+) -> None:
+    """Measure the endpoint on a local Ray, print a row a variant, and write all numbers if asked to."""
+    for option, value in (("--requests", requests), ("--clients", clients), ("--slots", slots)):
+        if value < 1:
+            raise UserError(f"{option}={value}: give a whole number from 1")
+    _check_file(out)
+
+    from cluster.serving.models import ModelSource, check_source
+
+    source = ModelSource(model, runs_dir.absolute())
+    check_source(source)
+
+    from cluster.serving.application import ServingSettings, free_port
+    from cluster.serving.benchmark import Load, benchmark_prompts, measure, table
+    from evaluation.progress import progress_bar
+    from learner.session import connected
+
+    load = Load(benchmark_prompts(requests), clients, slots)
+    with connected(None, 2), progress_bar() as progress:
+        report = measure(source, load, ServingSettings(port=free_port(), timeout_s=3600.0), progress)
+    header, *rows = table(report)
+    _print(header, rows)
+    _say_rest(report, "variants")
+    _write(report, out)
 
 
 def _say_rest(report: Mapping[str, object], *left_out: str) -> None:

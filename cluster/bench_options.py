@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.options import Device, JsonFile, Overrides, whole_number
+from cluster.options import RUNS, Device, JsonFile, Overrides, RunsDir, whole_number
 
 bench_app = typer.Typer(help="Measure this machine.")
 
@@ -111,4 +111,30 @@ def bench_scaling(
         rounds=rounds,
         iterations=iterations,
         out=json_file,
+    )
+
+
+@bench_app.command("serving")
+def bench_serving(
+    model: Annotated[
+        str, typer.Argument(metavar="[RUN|MODEL]", help="A run, a policy's folder, or name@alias.")
+    ] = "addiffusion-shapes@champion",
+    requests: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Requests, of one image each.")
+    ] = 200,
+    clients: Annotated[
+        int,
+        typer.Option(parser=whole_number, metavar="N", help="Each waits for its answer, then asks again."),
+    ] = 16,
+    slots: Annotated[
+        int, typer.Option(parser=whole_number, metavar="N", help="Images that share a denoiser call.")
+    ] = 16,
+    runs_dir: RunsDir = RUNS,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the endpoint: diffusers' pipeline, the engine one at a time, and continuous batching."""
+    from cluster import bench_command
+
+    bench_command.bench_serving(
+        model, requests=requests, clients=clients, slots=slots, runs_dir=runs_dir, out=json_file
     )

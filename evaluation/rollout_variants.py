@@ -18,11 +18,12 @@ from diffusers import FluxPipeline
 from numpy.typing import NDArray
 
 from actors.backbones.flux import prompt_tokens
+from actors.continuous import decide
 from actors.contracts import Backbone, EpisodeRequest, EpisodeResult, QualityScorer
 from actors.engine import Engine, EngineConfig, Episode
 from actors.observations import ObservationConfig, ObservationSizes, Observer, PolicyView
 from actors.policy import PolicyDecider, PolicyNetwork
-from actors.rollout import decide, rollout
+from actors.rollout import rollout
 from evaluation.stopwatch import TimedBackbone, clock
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ class Variants:
             deciding = [episode for episode in episodes if episode.state == "deciding"]
             if deciding:
                 start = clock(self.device)
-                decide(self.engine, stops, observer, self.workload.scorer, deciding, False)
+                decide(self.engine, stops, observer, self.workload.scorer, deciding)
                 seconds.append(clock(self.device) - start)
         return median(seconds), median(self.backbone.take_seconds())
 

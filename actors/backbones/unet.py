@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 
 from actors.backbones.attention import install_attention
+from actors.backbones.rowwise import make_rowwise
 from actors.contracts import Conditioning, Denoised
 
 
@@ -29,6 +30,7 @@ class GuidedUNet:
         self._unet = unet.eval().requires_grad_(False)
         if unet.device.type == "cpu":  # its convolutions run faster so; docs/world.md has the ratio
             unet.to(memory_format=torch.channels_last)
+            make_rowwise(unet)
         self.feature_dim: int = unet.config.block_out_channels[-1]
         self.guidance_dim: int | None = unet.config.time_cond_proj_dim
         """Width of the embedded guidance scale that a guidance-distilled network (LCM) takes as an input."""

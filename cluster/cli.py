@@ -20,10 +20,11 @@ import typer
 from actors.errors import UserError
 from cluster.baselines_command import baselines_app
 from cluster.bench_options import bench_app
-from cluster.layout_command import Benchmark
-from cluster.options import RUNS, Device, Overrides, RunsDir, whole_number
+from cluster.image_options import judge, layout, metrics
+from cluster.options import RUNS, Overrides, RunsDir, whole_number
 from cluster.registry_command import registry_app
 from cluster.rewards_command import rewards_app
+from cluster.serve_options import serve
 from cluster.submit_options import jobs_app, submit
 
 app = typer.Typer(
@@ -39,7 +40,6 @@ app.add_typer(rewards_app, name="rewards")
 app.add_typer(registry_app, name="registry")
 app.add_typer(baselines_app, name="baselines")
 app.add_typer(jobs_app, name="jobs")
-app.command()(submit)
 
 
 @app.command()
@@ -141,150 +141,6 @@ def generate(
 
 
 @app.command()
-def serve(
-    model: Annotated[
-        str, typer.Argument(metavar="[RUN|MODEL]", help="A run, a policy's folder, or name@alias.")
-    ] = "addiffusion-shapes@champion",
-    host: Annotated[str, typer.Option(help="Where to listen; beyond this machine only with a token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(parser=whole_number, metavar="N")] = 8000,
-    replicas: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Processes that hold the backbone.")
-    ] = 1,
-    slots: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Images of each that share a denoiser call.")
-    ] = 8,
-    max_queue: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Images that may wait beyond the slots.")
-    ] = 64,
-    timeout_s: Annotated[
-        float, typer.Option("--timeout-s", metavar="S", help="Seconds that a request may take.")
-    ] = 120.0,
-    token_variable: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The environment variable that holds the token.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A running Ray's; else one is started here.")
-    ] = None,
-    poll_s: Annotated[
-        float, typer.Option("--poll-s", metavar="S", help="Seconds between two looks at the alias.")
-    ] = 5.0,
-    device: Device = None,
-    runs_dir: RunsDir = RUNS,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option("--tracking-uri", metavar="URI", help="MLflow's; else the sqlite file among the runs."),
-    ] = None,
-) -> int:
-    """Serve a policy over HTTP, compatible with OpenAI's images API, and follow its alias."""
-    from cluster.serve_command import ServeOptions, serve_model
-
-    options = ServeOptions(
-        host=host,
-        port=port,
-        replicas=replicas,
-        slots=slots,
-        max_queue=max_queue,
-        timeout_s=timeout_s,
-        token_variable=token_variable,
-        address=address,
-        poll_s=poll_s,
-        device=device,
-    )
-    return serve_model(model, options, runs_dir=runs_dir, tracking_uri=tracking_uri)
-
-
-@app.command()
-def metrics(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGES... [OVERRIDES]...",
-            help="Parquet tables or folders of images, and options such as evaluation.metrics.reference=coco",
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where features and numbers go.")] = Path(
-        "metrics"
-    ),
-) -> None:
-    """Measure stored images: scores, FID, CMMD, diversity, costs; each measured, or missing with a reason."""
-    from cluster.metrics_command import measure_images
-
-    measure_images(arguments, out=out)
-
-
-@app.command()
-def layout(
-    benchmark: Annotated[Benchmark, typer.Argument(help="Whose scripts are to read the images.")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A Parquet table or a folder of images.")],
-    prompts: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="The benchmark's own: evaluation_metadata.jsonl, color_val.txt."),
-    ],
-    method: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which method's images, where there are several.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Lay the images out there.")] = None,
-    results: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read what the benchmark's scripts wrote.")
-    ] = None,
-) -> None:
-    """Lay images out for GenEval's or T2I-CompBench's own scripts, or read back what these found."""
-    from cluster.layout_command import lay_out
-
-    lay_out(benchmark, images, prompts=prompts, method=method, out=out, results=results)
-
-
-@app.command()
-def judge(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Parquet tables or folders of images.")
-    ],
-    judges: Annotated[
-        list[str] | None, typer.Option("--judge", metavar="NAME", help="gpt-4o or gemini; may be repeated.")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Any endpoint that speaks OpenAI's chat protocol.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A model there, or instead of the preset's.")
-    ] = None,
-    key_variable: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The environment variable that holds the API key.")
-    ] = None,
-    pairs: Annotated[
-        int | None,
-        typer.Option(parser=whole_number, metavar="N", help="Images a pair of methods; else all in common."),
-    ] = None,
-    seed: Annotated[int, typer.Option(parser=whole_number, metavar="N", help="Which images are drawn.")] = 0,
-    at_once: Annotated[
-        int, typer.Option(parser=whole_number, metavar="N", help="Questions under way at the same time.")
-    ] = 4,
-    max_usd: Annotated[
-        float, typer.Option(metavar="USD", help="Start nothing that is estimated to cost more.")
-    ] = 10.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimate and stop.")] = False,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where answers and judge.json go.")] = Path(
-        "judge"
-    ),
-) -> int:
-    """Let a vision-language model judge methods' images in pairs, in both orders."""
-    from cluster import judge_command
-
-    return judge_command.judge_images(
-        images,
-        judge_command.judges_of(judges or [], base_url, model, key_variable),
-        pairs=pairs,
-        seed=seed,
-        at_once=at_once,
-        max_usd=max_usd,
-        dry_run=dry_run,
-        out=out,
-    )
-
-
-@app.command()
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An evaluated run.")], runs_dir: RunsDir = RUNS
 ) -> None:
@@ -353,6 +209,10 @@ def show(overrides: Overrides = None) -> None:
     from tune_configs.loading import compose
 
     typer.echo(compose(overrides or []).to_yaml(), nl=False)
+
+
+for command in (metrics, layout, judge, serve, submit):
+    app.command()(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,12 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # By default a busy machine starves Ray's workers.
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
+    ray.init(
+        address="local",  # whatever else runs on this machine
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=256 * 2**20,
+    )
     yield
     ray.shutdown()

@@ -18,7 +18,8 @@ if (($# == 0)); then
     exit 2
 fi
 
-head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+node_names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head_node=${node_names%%$'\n'*}
 export ADDRESS="$head_node:${RAY_PORT:-6379}"
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds for all nodes to come up; Ray's own are 30

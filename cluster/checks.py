@@ -21,6 +21,7 @@ from learner.config import RunConfig
 from learner.placement import demands
 from learner.resources import OBJECT_STORE_BYTES
 from rewards_service.scorers_config import HUB, ScorersConfig, check_files, missing_parts
+from tune_configs.admission import free_memory
 from tune_configs.loading import Settings
 
 GIB = 2**30
@@ -98,15 +99,7 @@ def torch_device(device: str) -> Check:
 
 def memory() -> Check:
     """Memory that is free now, within the container's limit if there is one."""
-    import psutil
-
-    available = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        if Path(limit).is_file() and (text := Path(limit).read_text().strip()).isdigit():
-            available = min(available, int(text) - int(Path(used).read_text()))
+    available = free_memory()
     found = f"{available / GIB:.1f} GiB free"
     hint = f"{MEMORY_GIB:.0f} GiB are needed; close something, or resources.num_env_runners=1"
     return Check("memory", available >= MEMORY_GIB * GIB, found, hint)

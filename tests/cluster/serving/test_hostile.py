@@ -26,7 +26,7 @@ INJECTIONS = (
     "<script>alert(1)</script>",
     "{{7*7}}${7*7}",
     "../../../../etc/passwd",
-    "$(touch /tmp/owned)",
+    "$(touch owned)",
     "\r\nSet-Cookie: a=b",
     "__class__.__mro__",
     "%s%n%x",

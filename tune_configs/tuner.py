@@ -132,6 +132,7 @@ def _scheduler(config: SweepConfig, iterations: int) -> TrialScheduler:
         return Population(
             time_attr="iteration",
             perturbation_interval=config.perturbation_interval,
+            synch=True,  # else a member that started late has nobody left to exchange with
             hyperparam_mutations={name: _domain(one) for name, one in config.space.items()},
         )
     return FIFOScheduler()

@@ -6,6 +6,7 @@ Always true here: it wants a token; it is ended by its own process, and nothing 
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -17,12 +18,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 _START_S = 300.0
+_STARTED = "Ray runtime started"
+_NOT_EPHEMERAL = range(20_000, 32_000)
 _PORTS = (
     "port",
     "dashboard-port",
@@ -62,7 +65,7 @@ class Head:
 
 @contextmanager
 def running_head(cpus: int = 4) -> Iterator[Head]:
-    """`ray start --head --block`, until the context ends."""
+    """`ray start --head --block`, until the context ends; a head that died before is said with its output."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets' paths have to be short
     ports = _free_ports(len(_PORTS))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -87,12 +90,13 @@ def running_head(cpus: int = 4) -> Iterator[Head]:
         stack.callback(_end, process)
         head = Head(f"http://127.0.0.1:{ports[1]}", environment)
         end = time.monotonic() + _START_S
-        while not _answers(head):
+        while not (_STARTED in (folder / "head.txt").read_text() and _answers(head)):
             said = (folder / "head.txt").read_text()
             assert process.poll() is None, said
             assert time.monotonic() < end, said
             time.sleep(0.5)
         yield head
+        assert process.poll() is None, (folder / "head.txt").read_text()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -116,8 +120,13 @@ def _answers(head: Head) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
+    """Free now, and none that the system hands out by itself: Ray takes them only seconds later."""
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        free: list[int] = []
+        for port in random.SystemRandom().sample(_NOT_EPHEMERAL, 20 * count):
+            with suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                free.append(port)
+            if len(free) == count:
+                return free
+    raise AssertionError(f"no {count} free ports in {_NOT_EPHEMERAL}")

@@ -25,7 +25,13 @@ TOLERANCE = 0.05
 #: What is left of the gains whenever the mean has swung across its target and beyond that distance, and at
 #: least; what they regain an iteration, up to 1. A policy may follow a price in one iteration or in twenty,
 #: and nobody knows which beforehand.
-_CALMER, _CALMEST, _REGAINED = 0.6, 0.1, 1.01
+_CALMER, _CALMEST, _REGAINED = 0.6, 0.3, 1.03
+#: The integral of the integral: its gain, the distance within which it is learnt, and what an iteration
+#: further off leaves of it. A policy gets surer of itself as it learns and spends less and less at the same
+#: price; an integral alone lags behind a price that has to go on moving. What is seen far off is no trend.
+_TREND, _NEAR, _FORGET = 0.2, 0.15, 0.8
+#: The most that the price moves by its trend in one iteration, of its logarithm.
+_STEEPEST = 0.06
 #: Further off for so many updates, with the price at its bound or so much higher or lower while less than a
 #: tenth of the distance is gone, the target is out of reach.
 _PATIENCE = 20
@@ -37,7 +43,8 @@ _NEARER = 0.9
 class PriceState:
     """What a controller remembers. Plain numbers, so that JSON keeps it.
 
-    log_price: the logarithm of the price in force; integral: the part of it that was accumulated; excess:
+    log_price: the logarithm of the price in force; integral: the part of it that was accumulated; trend: what
+    is added to that part in every iteration, wherever the mean is; excess:
     smoothed distance from the target in units, None before the first update; side: 1 or -1, where it was when
     it was last beyond the tolerance; gain: what is left of the gains; recent: the last (excess, log_price),
     newest last.
@@ -45,6 +52,7 @@ class PriceState:
 
     log_price: float
     integral: float
+    trend: float = 0.0
     excess: float | None = None
     side: int = 0
     gain: float = 1.0
@@ -56,8 +64,9 @@ class DualVariable:
 
     Proportional and integral control as in Stooke, Achiam and Abbeel 2020 (arXiv 2007.03964; their derivative
     gained nothing here), on the price's logarithm, so that its relative pace is the same whatever reward it
-    is traded against: log price = gain * rate * 10 e + sum of gain * rate * e, with e the exponentially
-    smoothed (mean - target) / unit, at most 1 either way, and a gain of 1 that falls with every swing.
+    is traded against: log price = rate * 10 e + sum of (rate * e + trend), with e the exponentially smoothed
+    (mean - target) / unit, at most 1 either way; rate falls with every swing and rises slowly to what was
+    given; trend = sum of 0.2 rate^2 e near the target, as the right price moves while a policy learns.
     The mean may be that of NFE, or of quality above a floor: in both cases a mean above its target leaves
     room to save, and the price rises. Against winding up, the sum stays between the price's bounds, and rests
     while the price is at a bound that it pushes against.
@@ -100,11 +109,16 @@ class DualVariable:
         pushes_on = (state.log_price >= _HIGHEST and excess > 0) or (
             state.log_price <= _LOWEST and excess < 0
         )
-        integral = state.integral if pushes_on else state.integral + rate * excess
+        trend = state.trend
+        if abs(excess) > _NEAR:
+            trend *= _FORGET
+        elif not pushes_on:
+            trend = float(np.clip(trend + _TREND * rate * rate * excess, -_STEEPEST, _STEEPEST))
+        integral = state.integral if pushes_on else state.integral + rate * excess + trend
         integral = float(np.clip(integral, _LOWEST, _HIGHEST))
         log_price = float(np.clip(integral + rate * _PROPORTIONAL * excess, _LOWEST, _HIGHEST))
         recent = [*state.recent, (excess, log_price)][-_PATIENCE:]
-        self._state = PriceState(log_price, integral, excess, side, gain, recent)
+        self._state = PriceState(log_price, integral, trend, excess, side, gain, recent)
         return self.price
 
     @property

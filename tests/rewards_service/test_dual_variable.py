@@ -91,6 +91,21 @@ def test_a_policy_that_only_drifts_does_not_swing_around_its_target() -> None:
     assert np.std(seen[-20:]) < 0.1 * 9.0
 
 
+@pytest.mark.parametrize("drift", [-0.02, 0.02])
+@pytest.mark.parametrize("lag", [2.0, 5.0])
+@pytest.mark.parametrize("slope", [0.3, 0.5, 1.0])
+def test_a_price_that_has_to_go_on_moving_is_kept_up_with(slope: float, lag: float, drift: float) -> None:
+    """A policy that gets surer spends less and less at one price: the right one moves by `drift` each time."""
+    policy = Policy(slope, lag, noise=0.05)
+    steps = iter(range(120))
+    seen = steered(
+        DualVariable(0.02, 9.0),
+        lambda price: policy.iterate(price * math.exp(drift * max(next(steps) - 30, 0))),
+        120,
+    )
+    assert np.mean(seen[-30:]) == pytest.approx(9.0, rel=0.05)
+
+
 @pytest.mark.parametrize(("target", "bound"), [(3.0, 4.0), (2.0, 4.0), (23.0, 20.0), (40.0, 20.0)])
 @pytest.mark.parametrize("slope", [0.3, 1.0, 2.0])
 def test_a_target_out_of_reach_is_said_and_costs_nothing_later(

@@ -95,7 +95,7 @@ def test_a_policy_that_only_drifts_does_not_swing_around_its_target() -> None:
 @pytest.mark.parametrize("lag", [2.0, 5.0])
 @pytest.mark.parametrize("slope", [0.3, 0.5, 1.0])
 def test_a_price_that_has_to_go_on_moving_is_kept_up_with(slope: float, lag: float, drift: float) -> None:
-    """A policy that gets surer spends less and less at one price: the right one moves by `drift` each time."""
+    """A policy that gets surer spends less and less at one price: the right one moves by `drift`."""
     policy = Policy(slope, lag, noise=0.05)
     steps = iter(range(120))
     seen = steered(

@@ -117,8 +117,9 @@ class Planner:
     def trials(self) -> list[TrialSpec]:
         """All trials that can be told beforehand: of variants, of a grid, or drawn from a space.
 
-        Of a sweep whose searcher chooses, those are none. Raises UserError for a trial that cannot be, or
-        that could not be compared with the others.
+        Seed by seed, so that there is a whole table early, and trials that ask a model the same questions
+        follow one another: processes keep what it answered. Of a sweep whose searcher chooses, those are
+        none. Raises UserError for a trial that cannot be, or that could not be compared with the others.
         """
         found: dict[tuple[str, int], TrialSpec] = {}
         for part, config in self.sweep.parts.items():
@@ -128,7 +129,8 @@ class Planner:
                     known = found.get((spec.key, seed))
                     labels = spec.labels if known is None else (*known.labels, *spec.labels)
                     found[spec.key, seed] = replace(known or spec, labels=labels)
-        return list(found.values())
+        seeds = self.sweep.config.seeds
+        return sorted(found.values(), key=lambda spec: seeds.index(spec.seed))
 
     def trial(
         self, part: str, variant: str, values: Mapping[str, Scalar], own: Sequence[str], seed: int

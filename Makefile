@@ -34,7 +34,7 @@ report: $(INSTALLED)
 	$(BIN)/addiffusion report $(RUN)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" --durations=20 $(PACKAGES:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --durations=20 $(PACKAGES:%=--cov=%) --cov-report=term:skip-covered --cov-fail-under=85
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --timeout=900

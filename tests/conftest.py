@@ -1,7 +1,7 @@
 """Fixtures that every folder's tests share.
 
-Always true: no test needs a network; at most one Ray session per test run, started by the first test that
-asks for it.
+Always true: no test needs a network; at most one Ray session in each of pytest's processes, started by the
+first test that asks for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub; without this, refusals
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One local Ray, shared by all tests that need it: four logical CPUs, no dashboard."""
+    """One local Ray, shared by all tests of a process that need it: four logical CPUs, no dashboard."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # By default a busy machine starves Ray's workers.
     import ray

@@ -6,6 +6,7 @@ source that has none, or that is not text, is the user's mistake and never an em
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -47,12 +48,15 @@ def load_prompts(
     seed: int = 0,
     options: PromptOptions = TRAINING_OPTIONS,
     columns: Columns = Columns(),  # noqa: B008  (immutable)
+    *,
+    exhaust: bool = False,
 ) -> list[Prompt]:
     """Prompts of `shapes` (one split of the embedded world), of a file, or of a dataset ("hf:OWNER/NAME").
 
     A file's or dataset's order is kept; `seed` does not apply to it, nor `split` to a file. Of prompts that
     are the same the first one stays. With a limit no more is read than it takes. Captions of `shapes` take
-    turns through the tiers; without a limit there are as many of each tier as the smallest tier has.
+    turns through the tiers; without a limit there are as many of each tier as the smallest tier has. exhaust:
+    a tier of `shapes` that has fewer than its share of the limit gives all it has, which is else refused.
     columns: of a table, where they are not called `prompt` and `tier`. Raises UserError, in the words of
     `options`.
     """
@@ -61,7 +65,7 @@ def load_prompts(
     if path_or_source == "shapes":
         if columns != Columns():
             raise UserError(f"{options.source} is 'shapes', which has no columns to name; accepted: a table")
-        return _from_shapes(split, limit, seed, options)
+        return _from_shapes(split, limit, seed, options, exhaust)
     option = f"{options.source} is {path_or_source!r}"
     if path_or_source.startswith(PREFIX):
         found = read_hub(path_or_source, split, option, columns)
@@ -83,15 +87,16 @@ def _distinct(prompts: Generator[Prompt], limit: int | None) -> list[Prompt]:
     return list(first.values())
 
 
-def _from_shapes(split: str, limit: int | None, seed: int, options: PromptOptions) -> list[Prompt]:
+def _from_shapes(
+    split: str, limit: int | None, seed: int, options: PromptOptions, exhaust: bool
+) -> list[Prompt]:
     if split not in SPLITS:
         raise UserError(f"{options.split} is {split!r}; accepted: {', '.join(SPLITS)}")
     per_tier = scene_count(TIERS[0], split) if limit is None else -(-limit // len(TIERS))
     try:
-        captions = distinct_captions(seed, per_tier, split)
+        captions = distinct_captions(seed, per_tier, split, exhaust=exhaust)
     except ValueError as error:
         raise UserError(f"{options.limit} is {limit}; accepted: fewer, as {error}") from error
-    prompts = [Prompt(caption, str(tier)) for caption, tier in captions]
-    return [prompts[start] for turn in range(per_tier) for start in range(turn, len(prompts), per_tier)][
-        :limit
-    ]
+    tiers = [[Prompt(text, str(tier)) for text, tier in captions if tier == own] for own in TIERS]
+    turns = itertools.zip_longest(*tiers)
+    return [prompt for turn in turns for prompt in turn if prompt is not None][:limit]

@@ -90,4 +90,4 @@ class EvaluationConfig:
     ) -> list[Prompt]:
         """The prompts that these options mean. Raises UserError, in the words of `options`."""
         columns = Columns(self.column, self.tier_column)
-        return load_prompts(self.prompts, self.split, limit, self.seed, options, columns)
+        return load_prompts(self.prompts, self.split, limit, self.seed, options, columns, exhaust=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import yaml
 
 from actors.errors import UserError
 from evaluation.baselines import check_baselines
+from evaluation.evaluate import evaluation_requests
 from learner.config import RunConfig
 from learner.curriculum import Phase
 from learner.offline_config import OfflineConfig
 from rewards_service.scorers_config import DinoConfig, HpsConfig, ScorersConfig
+from shapes.captions import scene_count
 from tune_configs.conversion import join, option_names
 from tune_configs.loading import FOLDER, STUDIES, compose, compose_offline, groups, settings_from_yaml
 
@@ -95,6 +98,15 @@ def test_later_overrides_win_and_lists_and_paths_with_blanks_are_possible() -> N
     assert settings.run.seed == 2
     assert settings.run.engine.actions == ("continue", "stop")
     assert settings.run.prompts.source == "my prompts (2).txt"
+
+
+@pytest.mark.parametrize("file", ["quick", "standard", "full"])
+def test_an_evaluation_has_the_prompts_that_it_asks_for(file: str) -> None:
+    """At most so many a tier: the embedded world's first one has few scenes in all."""
+    config = compose([f"evaluation={file}"]).evaluation
+    expected = {str(tier): config.seeds * config.prompts_per_tier for tier in (2, 3, 4)}
+    expected["1"] = config.seeds * min(config.prompts_per_tier, scene_count(1, "test"))
+    assert Counter(request.tier for request in evaluation_requests(config)) == expected
 
 
 def test_evaluation_runs_where_the_backbone_does(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ ACTION_COLOURS = {
     "reuse": "#999999",
     "guidance": "#E69F00",
 }
-_STYLE = {
+STYLE = {
     "font.size": 11.5,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": FAINT,
@@ -245,7 +245,7 @@ def training_curves(iterations: Sequence[int], curves: Mapping[str, Sequence[flo
     """One small panel a curve, over iterations, with its running mean."""
     columns = 2
     lines = -(-len(curves) // columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 1.6 * lines + 0.2), layout="constrained")
         FigureCanvasSVG(figure)
         for place, (name, values) in enumerate(curves.items()):
@@ -263,7 +263,7 @@ def training_curves(iterations: Sequence[int], curves: Mapping[str, Sequence[flo
 @contextmanager
 def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of so many inches with one pair of axes, in the style of all."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure, figure.add_subplot()

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from actors.files import written_aside
-from evaluation import figures
+from evaluation import figures, strip_figure
 from evaluation.analysis import (
     CLEAR,
     by_attempts,
@@ -99,6 +99,8 @@ def write_report(run_dir: Path) -> Path:
         images=len(rows),
         config=json.dumps(summary["config"], indent=2, ensure_ascii=False),
     )
+    if (shown := strip_figure.decisions([strip for strip in strips if strip.loss is None])) is not None:
+        drawn["decisions"] = shown
     for name, picture in drawn.items():
         for suffix, content in (("svg", picture.svg.encode()), ("png", picture.png)):
             with written_aside(run_dir / FIGURES_FOLDER / f"{name}.{suffix}") as aside:

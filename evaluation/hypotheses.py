@@ -27,7 +27,7 @@ from evaluation.front import (
     upper_envelope,
 )
 from evaluation.rows import MethodTable
-from evaluation.statistics import Estimate, Resampling, estimate, non_inferior
+from evaluation.statistics import Estimate, Resampling, non_inferior
 
 Floats = NDArray[np.float64]
 
@@ -188,8 +188,8 @@ def _at_own_cost(
     )
     quality = policy.mean("quality")
     leads = {
-        within.name: estimate(quality - within.quality, quality_R - within_R, prompts=resampling.num_prompts),
-        mixture: estimate(quality - front, quality_R - front_R, prompts=resampling.num_prompts),
+        within.name: resampling.estimate(quality - within.quality, quality_R - within_R),
+        mixture: resampling.estimate(quality - front, quality_R - front_R),
     }
     return [{"axis": axis, "against": name, **_numbers(lead)} for name, lead in leads.items()]
 

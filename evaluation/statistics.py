@@ -26,6 +26,8 @@ from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 
+NON_INFERIORITY_ALPHA = 0.025
+"""One-sided: the error that the lower end of a two-sided 95% interval allows (ICH E9, 1998, 5.5)."""
 FEWEST_OF_STRATUM = 5
 """Prompts that a stratum needs to be resampled by itself."""
 _BLOCK_ENTRIES = 2_000_000
@@ -196,7 +198,7 @@ def non_inferior(difference: Estimate, margin: float) -> bool:
 class NonInferiority:
     """A difference (ours - theirs), the margin stated for it, and the one-sided p of its being below -margin.
 
-    Tested at 2.5%, the error that the lower end of a two-sided 95% interval allows (ICH E9, 1998, 5.5).
+    Tested at NON_INFERIORITY_ALPHA.
     """
 
     difference: Estimate

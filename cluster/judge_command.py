@@ -38,17 +38,21 @@ def judges_of(
     input_usd, output_usd: what a single judge charges, in US dollars a million tokens.
     """
     judges = _named(presets, base_url, model, key_variable)
-    prices = {"input_usd": input_usd, "output_usd": output_usd}
-    given = {name: price for name, price in prices.items() if price is not None}
-    if not given:
+    if input_usd is None and output_usd is None:
         return judges
     if len(judges) > 1:
         raise UserError("--input-usd, --output-usd: give them with one judge")
-    for name, price in given.items():
-        if not 0 <= price < math.inf:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option}={price:g}: give US dollars a million tokens, at least 0")
-    return [replace(judges[0], **given)]
+    for option, price in (("--input-usd", input_usd), ("--output-usd", output_usd)):
+        if price is not None and not 0 <= price < math.inf:
+            raise UserError(f"{option}={price:g}: give US dollars a million tokens, at least 0")
+    (judge,) = judges
+    return [
+        replace(
+            judge,
+            input_usd=judge.input_usd if input_usd is None else input_usd,
+            output_usd=judge.output_usd if output_usd is None else output_usd,
+        )
+    ]
 
 
 def _named(

@@ -1,18 +1,21 @@
 """Rows that a version keeps: of one prompt set and one bench, and never given out for another."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from actors.contracts import EpisodeRequest
+from actors.contracts import EpisodeRequest, Images
 from actors.policy_folder import read_trained_policy
 from cluster.promotion import _Measuring
 from evaluation.config import EvaluationConfig
 from learner.champions import Champions, Version
-from tests.evaluation.fakes import open_fake_bench, saved_policy
+from tests.evaluation.fakes import judge, open_fake_bench, saved_policy
 
 CONFIG = EvaluationConfig(prompts="few.txt", workers=1, slots=4)
 ONE, OTHER = ([EpisodeRequest(f"{name} {index}", index) for index in range(2)] for name in "ab")
@@ -47,10 +50,11 @@ def test_rows_of_an_earlier_bench_are_not_taken_for_those_of_the_last(tmp_path: 
         trained = read_trained_policy(policy_dir)
         made = _Measuring(cast("Champions", kept), CONFIG, requests, trained, False, lambda *_: None)
         bench = open_fake_bench()
-        judge = bench.judge
-        made.open_bench = lambda: replace(
-            bench, identity=identity, judge=lambda images, prompts: judge(images, prompts) + red
-        )
+
+        def brighter(images: Images, prompts: Sequence[str]) -> NDArray[np.float32]:
+            return (judge(images, prompts) + red).astype(np.float32)
+
+        made.open_bench = lambda: replace(bench, identity=identity, judge=brighter)
         return made
 
     old = measuring(ONE, "oldbench", 0.0).rows(version, policy_dir, None)

@@ -163,6 +163,14 @@ def test_small_strata_are_resampled_as_one_and_never_alone() -> None:
     assert np.allclose(np.concatenate(list(left_over.counts()))[:, :20].sum(1), 20)
 
 
+def test_what_is_nothing_but_for_rounding_is_no_difference() -> None:
+    """0.1 + 0.2 - 0.3 is 5.6e-17: resamples in which gains and losses cancel are on both sides of zero."""
+    cancelled = np.full(999, 0.1 + 0.2 - 0.3)
+    assert cancelled[0] != 0
+    assert estimate(0.0, cancelled).p == 1.0
+    assert estimate(0.0, -cancelled).p == 1.0
+
+
 def test_same_seed_gives_the_same_numbers_and_another_seed_others() -> None:
     values = np.random.default_rng(10).normal(size=60)
     assert Resampling(60, seed=1).mean(values) == Resampling(60, seed=1).mean(values)

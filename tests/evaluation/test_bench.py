@@ -85,8 +85,8 @@ def test_finished_images_are_judged_as_they_are_and_stored_apart_from_forecasts(
 ) -> None:
     images, captions = scenes(1)
     config = EvaluationConfig(prompts="mine.txt", scorers=str(tmp_path))
-    forecasting = bench_recipe(BackboneConfig("any"), config)()
-    assert forecasting.finished == "image_reward"
+    plain = bench_recipe(BackboneConfig("any"), config)()
+    assert plain.finished == "image_reward"
     world = SimpleNamespace(load_scorers=lambda folder, device: [Forecast()])
     monkeypatch.setitem(sys.modules, "rewards_service.world", world)  # type: ignore[arg-type]
     for recipe in (bench_recipe, held_out_recipe):
@@ -94,7 +94,7 @@ def test_finished_images_are_judged_as_they_are_and_stored_apart_from_forecasts(
         assert bench.judge(images, captions).tolist() == [0.125]
         assert bench.finished == "image_reward_now"
         assert bench.scorer("image_reward")(images, captions)["image_reward"].tolist() == [0.25], "a look"
-        assert bench.identity != forecasting.identity
+        assert bench.identity != plain.identity
 
 
 @pytest.mark.usefixtures("_fake_loaders")

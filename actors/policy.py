@@ -7,6 +7,7 @@ aside and renamed, so that it is whole or not there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -103,7 +104,10 @@ class ValueNetwork(_NormalisedMLP):
 
 
 class PolicyDecider:
-    """A policy network as a Decider: its best action, or one drawn from `generator` if not greedy.
+    """A policy network as a Decider: its best action, or one drawn from its distribution if not greedy.
+
+    What is drawn follows from `seed`, the request and the number of the decision alone, so that an episode
+    is the same whichever others it shares a batch or a process with.
 
     stop_threshold: how probable `stop` has to be for an image to be stopped early, that is while its schedule
     goes on (see `stops_early`). Above it the image is stopped, up to it another action is taken; 1 never
@@ -115,15 +119,14 @@ class PolicyDecider:
         network: PolicyNetwork,
         observer: Observer,
         greedy: bool = True,
-        generator: torch.Generator | None = None,
+        seed: int = 0,
         stop_threshold: float | None = None,
     ) -> None:
-        assert greedy or generator is not None, "drawing actions needs a generator"
         assert stop_threshold is None or 0.0 <= stop_threshold <= 1.0, stop_threshold
         self.network = network.eval()
         self.observer = observer
         self.greedy = greedy
-        self.generator = generator
+        self.seed = seed
         self.stop_threshold = stop_threshold
 
     @torch.inference_mode()
@@ -143,12 +146,13 @@ class PolicyDecider:
             logits_BA[stopped_B] = ILLEGAL_LOGIT
             logits_BA[stopped_B, stop] = 0.0
         if self.greedy:
-            actions_B = logits_BA.argmax(dim=1)
-        else:
-            probabilities_BA = logits_BA.softmax(dim=1)
-            actions_B = probabilities_BA.multinomial(1, generator=self.generator).squeeze(1)
-        indices: NDArray[np.int64] = actions_B.numpy()
-        return indices
+            greedy_B: NDArray[np.int64] = logits_BA.argmax(dim=1).numpy()
+            return greedy_B
+        cumulative_BA = logits_BA.double().softmax(dim=1).cumsum(dim=1).numpy()
+        drawn_B1 = np.array([[_uniform(self.seed, episode)] for episode in episodes])
+        # The first action whose probability reaches beyond the number drawn: never one of probability 0.
+        drawn_B: NDArray[np.int64] = (cumulative_BA <= drawn_B1 * cumulative_BA[:, -1:]).sum(1)
+        return drawn_B
 
     @torch.inference_mode()
     def logits(self, observations_BD: NDArray[np.float32], mask_BA: NDArray[np.bool_]) -> torch.Tensor:
@@ -156,6 +160,13 @@ class PolicyDecider:
         policy_BD, _, _ = self.observer.split(torch.from_numpy(observations_BD))
         logits_BA: torch.Tensor = self.network(policy_BD, torch.from_numpy(mask_BA))
         return logits_BA
+
+
+def _uniform(seed: int, episode: Episode) -> float:
+    """A number in [0, 1) for an episode's next decision, the same wherever it is asked for."""
+    request = episode.request
+    told = f"{seed}\n{request.seed}\n{len(episode.decisions)}\n{request.prompt}"
+    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:6], "big") / 2**48
 
 
 def stops_early(actions: Sequence[str], mask_BA: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from actors.backbones.config import BackboneConfig
 from actors.backbones.rowwise import make_rowwise
 from actors.contracts import Backbone
@@ -77,14 +75,18 @@ class TrainedPolicy:
         observer: Observer,
         *,
         greedy: bool = True,
-        generator: torch.Generator | None = None,
+        seed: int = 0,
     ) -> PolicyDecider:
         """What acts with the opened network: by its calibrated threshold, where there is one."""
-        return PolicyDecider(network, observer, greedy, generator, self.stop_threshold)
+        return PolicyDecider(network, observer, greedy, seed, self.stop_threshold)
+
+    def has_weights(self, identity: str) -> bool:
+        """Whether a backbone of this identity has the weights that it was trained with."""
+        return _digest(identity) == _digest(self.backbone_identity)
 
     def check_backbone(self, identity: str) -> None:
         """Raise UserError for a backbone with other weights; a folder's name does not matter."""
-        if _digest(identity) != _digest(self.backbone_identity):
+        if not self.has_weights(identity):
             raise UserError(
                 f"policy={self.folder}: trained on backbone {self.backbone_identity}, this one is {identity}"
             )

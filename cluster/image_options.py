@@ -78,8 +78,15 @@ def judge(
         int, typer.Option(parser=whole_number, metavar="N", help="Questions under way at the same time.")
     ] = 4,
     max_usd: Annotated[
-        float, typer.Option(metavar="USD", help="Start nothing that is estimated to cost more.")
+        float,
+        typer.Option(metavar="USD", help="Start nothing that is estimated to cost more; inf: no limit."),
     ] = 10.0,
+    input_usd: Annotated[
+        float | None, typer.Option(metavar="USD", help="What the judge charges for a million input tokens.")
+    ] = None,
+    output_usd: Annotated[
+        float | None, typer.Option(metavar="USD", help="What it charges for a million output tokens.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimate and stop.")] = False,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where answers and judge.json go.")] = Path(
         "judge"
@@ -90,7 +97,7 @@ def judge(
 
     return judge_command.judge_images(
         images,
-        judge_command.judges_of(judges or [], base_url, model, key_variable),
+        judge_command.judges_of(judges or [], base_url, model, key_variable, input_usd, output_usd),
         pairs=pairs,
         seed=seed,
         at_once=at_once,

@@ -1,11 +1,13 @@
 """`addiffusion judge`: a vision-language model says which method's images are better.
 
-Always true here: what it will cost is printed before the first question, and more than --max-usd is not
-started. Answers are kept, so that the same command goes on after an interruption and pays for nothing twice.
+Always true here: what it will cost is printed before the first question, and what costs more than --max-usd,
+or nobody knows how much, is not started. Answers are kept, so that the same command goes on after an
+interruption and pays for nothing twice.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,9 +26,38 @@ ANSWERS_FILE = "answers.jsonl"
 
 
 def judges_of(
+    presets: Sequence[str],
+    base_url: str | None,
+    model: str | None,
+    key_variable: str | None,
+    input_usd: float | None = None,
+    output_usd: float | None = None,
+) -> list[JudgeConfig]:
+    """The judges that the options name; a model may be another one at a single preset's address.
+
+    input_usd, output_usd: what a single judge charges, in US dollars a million tokens.
+    """
+    judges = _named(presets, base_url, model, key_variable)
+    if input_usd is None and output_usd is None:
+        return judges
+    if len(judges) > 1:
+        raise UserError("--input-usd, --output-usd: give them with one judge")
+    for option, price in (("--input-usd", input_usd), ("--output-usd", output_usd)):
+        if price is not None and not 0 <= price < math.inf:
+            raise UserError(f"{option}={price:g}: give US dollars a million tokens, at least 0")
+    (judge,) = judges
+    return [
+        replace(
+            judge,
+            input_usd=judge.input_usd if input_usd is None else input_usd,
+            output_usd=judge.output_usd if output_usd is None else output_usd,
+        )
+    ]
+
+
+def _named(
     presets: Sequence[str], base_url: str | None, model: str | None, key_variable: str | None
 ) -> list[JudgeConfig]:
-    """The judges that the options name; a model may be another one at a single preset's address."""
     for name in presets:
         if name not in PRESETS:
             raise UserError(f"--judge={name}: give one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
@@ -69,6 +100,8 @@ def judge_images(
     for name, value in (("--pairs", pairs), ("--at-once", at_once)):
         if value is not None and value < 1:
             raise UserError(f"{name}={value}: give a whole number of at least 1")
+    if not max_usd >= 0:
+        raise UserError(f"--max-usd={max_usd:g}: give US dollars, at least 0, or inf for no limit")
     drawn = draw_pairs([each for path in images for each in read_sets(path)], pairs, seed)
     with ExitStack() as stack:
         answers = stack.enter_context(AnswerFile(out / ANSWERS_FILE))
@@ -79,6 +112,16 @@ def judge_images(
         known = sum(cost.usd for cost in costs if cost.usd is not None)
         if dry_run:
             return 0
+        unknown = [
+            judge.model
+            for judge, cost in zip(judges, costs, strict=True)
+            if cost.usd is None and cost.questions
+        ]
+        if unknown and max_usd < math.inf:
+            raise UserError(
+                f"--max-usd={max_usd:g}: nobody knows what {unknown[0]} charges; give --input-usd and"
+                " --output-usd (0 where it is free), or --max-usd inf for no limit"
+            )
         if known > max_usd:
             raise UserError(
                 f"--max-usd={max_usd:g}: it would be about ${known:.2f}; raise it, or give fewer --pairs"

@@ -34,7 +34,7 @@ from learner import registry
 from learner.champions import CHAMPION, Champions, Version
 
 _BENCH_TAG = "held_out_bench"
-"""Which backbone and reward models measured a version."""
+"""Which backbone and reward models measured a version last."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _Measuring:
         self._champions, self._config, self._requests = champions, config, requests
         self._again, self._progress = again, progress
         self.open_bench: Callable[[], Bench] = cache(held_out_recipe(trained.backbone, config))
-        self._file = f"{held_out.requests_key(requests)}.parquet"
+        self._requests_key = held_out.requests_key(requests)
         self.used: str | None = None
         """The bench that the rows given out so far were made on."""
 
@@ -151,11 +151,15 @@ class _Measuring:
         """Of the bench, which is opened for it."""
         return self.open_bench().identity
 
+    def _file(self, bench: str) -> str:
+        """Where a version's rows are: of these requests, made on that bench and on no other."""
+        return f"{self._requests_key}-{bench}.parquet"
+
     def rows(self, version: Version, policy_dir: Path, bench: str | None) -> list[ImageRow]:
         """One row an image; stored ones only if they were made on `bench`, or on any if that is None."""
-        made_on = version.tags.get(_BENCH_TAG)
-        if not self._again and made_on is not None and bench in (None, made_on):
-            file = self._champions.attached(version, f"held_out/{self._file}")
+        made_on = bench or version.tags.get(_BENCH_TAG)
+        if not self._again and made_on is not None:
+            file = self._champions.attached(version, f"held_out/{self._file(made_on)}")
             if file is not None:
                 self.used = made_on
                 return read_rows(file)
@@ -165,8 +169,9 @@ class _Measuring:
         self.used = self.identity
         table = tabulate("policy", rows, self._requests)
         with tempfile.TemporaryDirectory() as folder:
-            write_rows(Path(folder) / self._file, rows)
-            self._champions.attach(version, Path(folder) / self._file, "held_out")
+            file = Path(folder) / self._file(self.used)
+            write_rows(file, rows)
+            self._champions.attach(version, file, "held_out")
         numbers = {f"held_out_{name}": value for name, value in _numbers(table).items()}
         self._champions.tag(version, {**numbers, _BENCH_TAG: self.used})
         return rows

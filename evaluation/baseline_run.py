@@ -1,6 +1,6 @@
 """Baselines without a policy: made, scored and kept like an evaluation's.
 
-Always true here: an evaluation of the same bench finds these images and makes none of them again.
+Always true here: an evaluation of the same bench and options finds these images and makes none of them again.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from actors.engine import EngineConfig
 from evaluation.baselines import check_baselines, parse_baseline
 from evaluation.bench import bench_recipe
 from evaluation.config import EvaluationConfig
-from evaluation.evaluate import STORE_FOLDER, Recipe, evaluation_requests, images_of
+from evaluation.evaluate import Recipe, evaluation_requests, image_store, images_of
 from evaluation.methods import BaselineMethod
 from evaluation.progress import Progress
 from evaluation.rows import ImageRow, tabulate
 from evaluation.statistics import Resampling
-from evaluation.store import ImageStore
 from evaluation.tables import Table
 
 
@@ -49,7 +48,7 @@ def run_baselines(
     methods = [BaselineMethod(one, one.engine_config(engine)) for one in map(parse_baseline, names)]
     for method in methods:
         method.open(bench)
-    store = ImageStore(runs_dir / STORE_FOLDER, bench.identity)
+    store = image_store(runs_dir, bench, config)
     opener = open_bench if config.workers > 1 else lambda: bench
     rows, _ = images_of(methods, requests, store, opener, config, progress)
     return rows, summary_table(rows, requests, config, bench.metric)

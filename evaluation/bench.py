@@ -52,6 +52,11 @@ class Bench:
     outputs: tuple[str, ...] = ("image_reward",)
     pipeline: Any = None
 
+    @property
+    def finished(self) -> str:
+        """The score of finished images, as rows and metrics report it; see `finished_output`."""
+        return finished_output(self.outputs)
+
     def scorer(self, *outputs: str) -> QualityScorer:
         """What a look asks for: the named scores."""
 
@@ -83,8 +88,12 @@ class BenchRecipe:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-        now = self.metric == HELD_OUT and "image_reward_now" in client.outputs
-        output = "image_reward_now" if now else "image_reward"
+        if "image_reward" not in client.outputs:
+            raise UserError(
+                "evaluation.scorers: has no model that gives image_reward, which every image is scored with;"
+                f" these give {', '.join(client.outputs)}"
+            )
+        output = finished_output(client.outputs)
 
         def scored(images: Images, prompts: Sequence[str]) -> NDArray[np.float32]:
             return client.score(images, prompts, (output,))[output]
@@ -94,7 +103,7 @@ class BenchRecipe:
             client=client,
             judge=strict_scores if self.metric == STRICT else scored,
             metric=self.metric,
-            identity=_identity(backbone.identity, scorers_identity(self.scorers), self.metric),
+            identity=_identity(backbone.identity, scorers_identity(self.scorers), self.metric, output),
             outputs=client.outputs,
             pipeline=pipeline,
         )
@@ -106,11 +115,7 @@ def bench_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> BenchRec
 
 
 def held_out_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> BenchRecipe:
-    """The bench on which policies are selected and calibrated; the verifier has no say there.
-
-    Of a scorer that forecasts the finished image from a preview, its judgement of the image as it is counts:
-    by a forecast, stopping early is as good as finishing.
-    """
+    """The bench on which policies are selected and calibrated; the verifier has no say there."""
     return _recipe(backbone, config, HELD_OUT)
 
 
@@ -125,6 +130,15 @@ def _recipe(backbone: BackboneConfig, config: EvaluationConfig, metric: Metric) 
         scorers=scorers,
         metric=metric,
     )
+
+
+def finished_output(outputs: Sequence[str]) -> str:
+    """Which of the scores judges finished images: `image_reward_now` where there is one, or `image_reward`.
+
+    Of a scorer that forecasts the finished image from a preview, its judgement of the image as it is counts:
+    by a forecast, stopping early is as good as finishing. Looks go on asking for the forecast.
+    """
+    return "image_reward_now" if "image_reward_now" in outputs else "image_reward"
 
 
 def strict_scores(images: Images, captions: Sequence[str]) -> NDArray[np.float32]:

@@ -88,14 +88,19 @@ def evaluate(
     """
     start = time.perf_counter()
     policy = conditions.apply(read_policy(policy_dir, greedy=config.greedy, seed=config.seed))
+    baselines = baseline_methods(policy, config)
+    if all(method.baseline.oracle for method in baselines):
+        raise UserError(
+            f"evaluation.baselines={','.join(config.baselines)}: bounds only, with which nothing is compared;"
+            " name a method too, for instance dpmpp-10"
+        )
     requests = evaluation_requests(config)
     open_bench = recipe(policy.trained.backbone, config)
     bench = open_bench()
-    baselines = baseline_methods(policy, config)
     opened: list[Method] = [policy, *baselines]
     for method in opened:
         method.open(bench)  # whatever does not fit together is said before the first image
-    store = ImageStore(run_dir.parent / STORE_FOLDER, bench.identity)
+    store = image_store(run_dir.parent, bench, config)
     rows, reused = images_of(
         (policy, *baselines),
         requests,
@@ -138,6 +143,20 @@ def evaluate(
     with written_aside(run_dir / SUMMARY_FILE) as aside:
         aside.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
+
+
+def image_store(runs_dir: Path, bench: Bench, config: EvaluationConfig) -> ImageStore:
+    """The images of these weights, made under these conditions.
+
+    A stored image brings its seconds along, and on another device, in another number type, or with another
+    number sharing a denoiser call or a machine it would have taken others.
+    """
+    device = torch.device(config.device)
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    workers = Workers.of(config)
+    told = (bench.identity, machine, config.dtype, config.slots, workers.count, workers.gpus)
+    identity = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+    return ImageStore(runs_dir / STORE_FOLDER, identity)
 
 
 def images_of(
@@ -237,8 +256,11 @@ def _record_traces(
 
 
 def _peak_gpu_gib(config: EvaluationConfig) -> float | None:
-    """Most GPU memory that this process held, backbone and scorers together; None without a GPU."""
-    if not config.device.startswith("cuda"):
+    """Most GPU memory that this process held, backbone and scorers together.
+
+    None without a GPU, and with several workers: they made the images, and what they held nobody asked them.
+    """
+    if config.workers > 1 or not config.device.startswith("cuda"):
         return None
     return float(torch.cuda.max_memory_allocated(config.device)) / 2**30
 

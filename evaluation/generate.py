@@ -112,7 +112,7 @@ def generate(bench: Bench, job: Job) -> Generated:
         images_BHWC = _decode(bench, episodes, job.slots)
         seconds = (time.perf_counter() - start) / len(episodes)
         quality_B = bench.judge(images_BHWC, prompts)
-        outputs = tuple(name for name in ("image_reward", "clip_score") if name in bench.outputs)
+        outputs = tuple(name for name in (bench.finished, "clip_score") if name in bench.outputs)
         scores = bench.scorer(*outputs)(images_BHWC, prompts)
     rows = tuple(
         ImageRow(
@@ -121,7 +121,7 @@ def generate(bench: Bench, job: Job) -> Generated:
             tier=episode.request.tier,
             seed=episode.request.seed,
             quality=float(quality),
-            image_reward=float(scores["image_reward"][index]),
+            image_reward=float(scores[bench.finished][index]),
             nfe=episode.nfe,
             network_evals=episode.network_evals,
             looks=episode.looks,

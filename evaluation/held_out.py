@@ -21,16 +21,16 @@ from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.policy_folder import TrainedPolicy
 from evaluation.baselines import parse_baseline
+from evaluation.baselines.names import OWN_FAMILY
 from evaluation.bench import Bench
 from evaluation.config import EvaluationConfig
-from evaluation.evaluate import STORE_FOLDER, baseline_methods, images_of
+from evaluation.evaluate import baseline_methods, image_store, images_of
 from evaluation.generate import Workers, jobs_of, run_jobs
 from evaluation.hypotheses import FEWEST_PROMPTS, equal_cost
 from evaluation.methods import Method, read_policy
 from evaluation.progress import Progress
 from evaluation.rows import ImageRow, MethodTable
 from evaluation.statistics import Estimate, Resampling
-from evaluation.store import ImageStore
 from rewards_service.arithmetic import utility
 
 MARGIN = 0.01
@@ -39,8 +39,6 @@ PROMPTS_PER_TIER = 20
 """As many captions as every tier of the embedded world's validation split has."""
 _STEPS = (2, 3, 4, 5, 7, 10, 15, 20, 30, 50)
 _TRIES = ((2, 4), (2, 5), (2, 7), (3, 7), (2, 10), (3, 10), (2, 15), (2, 20), (3, 20))
-_FIXED = {"ddim": "dpmpp", "dpmpp": "dpmpp", "flow_euler": "euler", "lcm": "lcm"}
-"""By the policy's solver, the family of fixed schedules an engineer would use instead."""
 _REACH = 1.5
 """Schedules up to so many times a policy's own cost are on the front that it is compared with."""
 
@@ -93,11 +91,16 @@ def requests_key(requests: Sequence[EpisodeRequest]) -> str:
 
 
 def gate_baselines(engine: EngineConfig, cost: float) -> tuple[str, ...]:
-    """The fixed schedules, and best-of-N, up to _REACH times a cost in NFE; at least the two cheapest."""
-    family = _FIXED[engine.solver]
-    names = [f"{family}-{steps}" for steps in _STEPS] + [
-        f"best-of-{tries}@{steps}" for tries, steps in _TRIES
-    ]
+    """Fixed schedules and best-of-N, up to _REACH times a cost in NFE; at least the two cheapest.
+
+    Schedules are of the policy's own solver, which is all that a distilled model has, and of a better one
+    where there is one.
+    """
+    families = [OWN_FAMILY[engine.solver]]
+    if engine.solver == "ddim":
+        families.append("dpmpp")  # what an engineer would use instead, unless the model was distilled
+    names = [f"{family}-{steps}" for family in families for steps in _STEPS]
+    names += [f"best-of-{tries}@{steps}" for tries, steps in _TRIES]
     by_cost = sorted(names, key=lambda name: (_nominal(name), name))
     return tuple(name for name in by_cost if _nominal(name) <= _REACH * cost) or tuple(by_cost[:2])
 
@@ -124,7 +127,7 @@ def measure_baselines(
 ) -> dict[str, list[ImageRow]]:
     """Rows of every baseline that `config` names; those that were made before are reused."""
     policy = read_policy(policy_dir, greedy=True, seed=config.seed)
-    store = ImageStore(runs_dir / STORE_FOLDER, open_bench().identity)
+    store = image_store(runs_dir, open_bench(), config)
     rows, _ = images_of(baseline_methods(policy, config), requests, store, open_bench, config, progress)
     return rows
 

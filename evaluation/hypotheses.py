@@ -27,7 +27,7 @@ from evaluation.front import (
     upper_envelope,
 )
 from evaluation.rows import MethodTable
-from evaluation.statistics import Estimate, Resampling, estimate, non_inferior
+from evaluation.statistics import Estimate, Resampling
 
 Floats = NDArray[np.float64]
 
@@ -46,7 +46,11 @@ def equal_quality(
     margin: float,
     nfe_limit: float,
 ) -> dict[str, Any]:
-    """H1, against DDIM-50, or Euler-50 for flow models."""
+    """H1, against DDIM-50, or Euler-50 for flow models.
+
+    p is the one-sided one of being worse by more than the margin, tested at 2.5%; the
+    interval is the two-sided one of the difference, whose lower end says the same.
+    """
     against = next((name for name in H1_REFERENCES if name in baselines), None)
     label = H1_REFERENCES[against or "ddim-50"]
     statement = (
@@ -55,13 +59,12 @@ def equal_quality(
     if against is None:
         return _untested(statement, f"neither {' nor '.join(H1_REFERENCES)} was run")
     reference = baselines[against]
-    difference = resampling.mean(policy.by_prompt("quality") - reference.by_prompt("quality"))
+    shown = resampling.non_inferiority(policy.by_prompt("quality") - reference.by_prompt("quality"), margin)
     nfe = resampling.mean(policy.by_prompt("nfe"))
     return {
-        **_numbers(difference),
-        "passed": resampling.num_prompts >= FEWEST_PROMPTS
-        and non_inferior(difference, margin)
-        and nfe.value <= nfe_limit,
+        **_numbers(shown.difference),
+        "p": shown.p,
+        "passed": resampling.num_prompts >= FEWEST_PROMPTS and shown.passed and nfe.value <= nfe_limit,
         "statement": statement,
         "against": against,
         "margin": margin,
@@ -188,8 +191,8 @@ def _at_own_cost(
     )
     quality = policy.mean("quality")
     leads = {
-        within.name: estimate(quality - within.quality, quality_R - within_R, prompts=resampling.num_prompts),
-        mixture: estimate(quality - front, quality_R - front_R, prompts=resampling.num_prompts),
+        within.name: resampling.estimate(quality - within.quality, quality_R - within_R),
+        mixture: resampling.estimate(quality - front, quality_R - front_R),
     }
     return [{"axis": axis, "against": name, **_numbers(lead)} for name, lead in leads.items()]
 

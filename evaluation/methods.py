@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from actors.contracts import Decider, EpisodeRequest, EpisodeResult, QualityScorer
 from actors.engine import Engine, EngineConfig
 from actors.observations import Observer
@@ -137,14 +135,14 @@ class PolicyMethod:
     def open(self, bench: Bench) -> OpenMethod:
         """The policy on this bench; UserError if it was trained on another backbone."""
         engine, observer, network = self.trained.open(bench.backbone, verify=self.verify)
-        generator = torch.Generator().manual_seed(self.seed)
-        decider = self.trained.decider(network, observer, greedy=self.greedy, generator=generator)
+        decider = self.trained.decider(network, observer, greedy=self.greedy, seed=self.seed)
         return OpenMethod(engine, observer, decider, bench.scorer(*observer.look_outputs))
 
 
 def read_policy(folder: Path, *, greedy: bool, seed: int) -> PolicyMethod:
     """The policy that training left in a folder; UserError if it does not say how it was trained."""
-    return PolicyMethod(read_trained_policy(folder), greedy, seed)
+    # Absolute: a worker on Ray, which opens it, has another working directory.
+    return PolicyMethod(read_trained_policy(folder.absolute()), greedy, seed)
 
 
 def config_hash(config: EngineConfig) -> str:

@@ -51,8 +51,9 @@ class ImageRow:
     """One finished image of one method.
 
     quality is what hypotheses are decided on, image_reward and clip_score are learned scores of the same
-    full-size image (None: the scorers have no CLIP), looks the images that were scored on the way to it, cost
-    NFE plus looks at their price, seconds the share of this image in the wall time of its batch.
+    full-size image as it is, never a forecast (clip_score None: the scorers have no CLIP), looks the images
+    that were scored on the way to it, cost NFE plus looks at their price, seconds the share of this image in
+    the wall time of its batch.
     """
 
     method: str

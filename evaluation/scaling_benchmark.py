@@ -60,9 +60,6 @@ REWARDS = {
 """As the reward files of these names: the first preview and the returned image are scored, or every one."""
 WARM = 2
 _CONTINUE_LOGIT = 10.0
-_OF_A_ROW = (
-    "sampling_s", "update_s", "denoiser_utilisation", "waiting_share", "policy_lag", "decisions"
-)  # fmt: skip
 
 
 class SleepingBackbone:

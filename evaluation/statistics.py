@@ -5,8 +5,12 @@ prompt are not independent. Rows of every array are prompts in one fixed order, 
 same resamples whatever is computed on them, so any two results are paired. Prompts are drawn within their
 stratum (tier), because the number of prompts a tier was fixed by design. Nothing here knows about methods.
 
-Percentile intervals of few prompts are too narrow (at 20, 93.1% of them held the truth where 95% should), so
-they are expanded as t intervals are wider than normal ones (Hesterberg, 2015, arXiv 1411.5279, section 5.4).
+Percentile intervals of few prompts are too narrow (at 20, 93.1% of them held the truth where 95% should).
+Two things mend that. Of n prompts of a stratum n - 1 are drawn, each counting n / (n - 1), so that resampled
+means vary as s^2 / n with the unbiased s^2 (McCarthy and Snowden, 1985; Rao and Wu, 1988). And intervals are
+expanded as t intervals are wider than normal ones (Hesterberg, 2015, arXiv 1411.5279, section 5.4), with one
+degree of freedom less for each stratum. A stratum of one prompt shows no variance at all, and one of two
+hardly any: strata of fewer than FEWEST_OF_STRATUM prompts are resampled as one.
 """
 
 from __future__ import annotations
@@ -22,6 +26,12 @@ from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 
+NON_INFERIORITY_ALPHA = 0.025
+"""One-sided: the error that the lower end of a two-sided 95% interval allows (ICH E9, 1998, 5.5)."""
+FEWEST_OF_STRATUM = 5
+"""Prompts that a stratum needs to be resampled by itself."""
+_ROUNDING = 1e-12
+"""By which two sums of the same numbers may differ: a resampled mean of nothing has to count as nothing."""
 _BLOCK_ENTRIES = 2_000_000
 """Resamples are drawn in blocks of at most this many counts, so that 30,000 prompts fit in memory too."""
 
@@ -43,7 +53,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How prompts are drawn: strata_P labels each prompt's stratum, or is empty for a single one."""
+    """How prompts are drawn: strata_P labels each prompt's stratum, or is empty for a single one.
+
+    Strata of fewer than FEWEST_OF_STRATUM prompts are pooled, and should these together still be fewer, with
+    the smallest of the others.
+    """
 
     num_prompts: int
     resamples: int = 10_000
@@ -54,8 +68,16 @@ class Resampling:
         assert self.num_prompts >= 2, "a bootstrap over prompts needs at least two of them"
         assert not self.strata_P or len(self.strata_P) == self.num_prompts
 
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Prompts less strata: what a variance within strata is estimated from."""
+        return self.num_prompts - len(_members(self))
+
     def counts(self) -> Iterator[Floats]:
-        """Blocks [r, P] of how often each prompt was drawn; together `resamples` rows. Not to be changed."""
+        """Blocks [r, P] of how much each prompt counts; together `resamples` rows. Not to be changed.
+
+        A row adds up to P, and so do its parts to the sizes of the strata.
+        """
         rows = max(1, _BLOCK_ENTRIES // self.num_prompts)
         for start in range(0, self.resamples, rows):
             yield _draw(self, start, min(rows, self.resamples - start))
@@ -71,7 +93,11 @@ class Resampling:
     def mean(self, values_P: ArrayLike) -> Estimate:
         """The mean of one column; for a paired difference, pass the differences."""
         values = np.asarray(values_P, dtype=np.float64)
-        return estimate(float(values.mean()), self.means(values[:, None])[:, 0], prompts=self.num_prompts)
+        return self.estimate(float(values.mean()), self.means(values[:, None])[:, 0])
+
+    def estimate(self, value: float, replicates_R: Floats) -> Estimate:
+        """Interval and p of a value from what it was in each resample, expanded for few prompts."""
+        return estimate(value, replicates_R, degrees_of_freedom=self.degrees_of_freedom)
 
     def non_inferiority(self, differences_P: ArrayLike, margin: float) -> NonInferiority:
         """Whether paired differences (ours - theirs), one a prompt, stay above -margin.
@@ -81,9 +107,9 @@ class Resampling:
         assert margin >= 0
         values = np.asarray(differences_P, dtype=np.float64)
         replicates_R = self.means(values[:, None])[:, 0]
-        p = _one_sided((replicates_R <= -margin).sum(), len(replicates_R), self.num_prompts)
-        difference = estimate(float(values.mean()), replicates_R, prompts=self.num_prompts)
-        return NonInferiority(difference, margin, p)
+        below = int((replicates_R <= -margin + _ROUNDING).sum())
+        p = _one_sided(below, len(replicates_R), self.degrees_of_freedom)
+        return NonInferiority(self.estimate(float(values.mean()), replicates_R), margin, p)
 
     def spearman(self, x_P: ArrayLike, y_P: ArrayLike) -> Estimate:
         """Rank correlation; 0 (and p = 1) if one side is constant, because then nothing follows anything."""
@@ -92,56 +118,67 @@ class Resampling:
         assert np.isfinite(y).all()
         replicates = [_weighted_spearman(x, y, counts_RP) for counts_RP in self.counts()]
         value = float(_weighted_spearman(x, y, np.ones((1, len(x))))[0])
-        return estimate(value, np.concatenate(replicates), prompts=self.num_prompts)
+        return self.estimate(value, np.concatenate(replicates))
+
+
+@lru_cache(maxsize=16)
+def _members(resampling: Resampling) -> tuple[NDArray[np.intp], ...]:
+    """Which prompts are resampled together: the places of each stratum, after pooling."""
+    labels_P = np.asarray(resampling.strata_P or ("",) * resampling.num_prompts)
+    strata = [np.flatnonzero(labels_P == label) for label in np.unique(labels_P)]
+    large = [places for places in strata if len(places) >= FEWEST_OF_STRATUM]
+    small = [places for places in strata if len(places) < FEWEST_OF_STRATUM]
+    if not small:
+        return tuple(large)
+    pooled = np.concatenate(small)
+    if len(pooled) < FEWEST_OF_STRATUM and large:
+        smallest = min(range(len(large)), key=lambda index: len(large[index]))
+        pooled = np.concatenate([pooled, large.pop(smallest)])
+    return (*large, np.sort(pooled))
 
 
 @lru_cache(maxsize=6)
 def _draw(resampling: Resampling, start: int, rows: int) -> Floats:
     """One block of counts [r, P], seeded by where it starts; an evaluation asks for it a hundred times."""
     rng = np.random.default_rng([resampling.seed, start])
-    labels_P = np.asarray(resampling.strata_P or ("",) * resampling.num_prompts)
     counts_RP = np.empty((rows, resampling.num_prompts))
-    for label in np.unique(labels_P):
-        members = np.flatnonzero(labels_P == label)
-        drawn_RP = rng.integers(0, len(members), (rows, len(members)))
-        drawn_RP += np.arange(rows)[:, None] * len(members)
-        counts = np.bincount(drawn_RP.ravel(), minlength=rows * len(members))
-        counts_RP[:, members] = counts.reshape(rows, len(members))
+    for members in _members(resampling):
+        size = len(members)
+        drawn_RP = rng.integers(0, size, (rows, size))[:, 1:]
+        drawn_RP = drawn_RP + np.arange(rows)[:, None] * size
+        counts = np.bincount(drawn_RP.ravel(), minlength=rows * size).reshape(rows, size)
+        counts_RP[:, members] = counts * (size / (size - 1))
     counts_RP.flags.writeable = False
     return counts_RP
 
 
 def estimate(
-    value: float, replicates_R: Floats, null: float = 0.0, *, prompts: int | None = None
+    value: float, replicates_R: Floats, null: float = 0.0, *, degrees_of_freedom: int | None = None
 ) -> Estimate:
     """Percentile interval and two-sided bootstrap p (Efron and Tibshirani, 1993, chapters 13 and 15).
 
     p is twice the smaller share of resamples on either side of `null`, itself counted as one resample
     (Davison and Hinkley, 1997), so it is never zero; p < .05 and "the interval excludes null" agree.
-    prompts: how many were resampled; interval and p are expanded for it, and not where it is None.
+    degrees_of_freedom: of the resampling; interval and p are expanded for them, and not where it is None.
     """
     assert np.isfinite(value)
     assert np.isfinite(replicates_R).all()
     tail = 0.025
-    if prompts is not None:
-        tail = float(norm.cdf(student.ppf(tail, prompts - 1) * _expansion(prompts)))
+    if degrees_of_freedom is not None:
+        tail = float(norm.cdf(student.ppf(tail, degrees_of_freedom)))
     low, high = np.quantile(replicates_R, (tail, 1 - tail))
-    smaller = min((replicates_R <= null).sum(), (replicates_R >= null).sum())
-    p = min(1.0, 2 * _one_sided(smaller, len(replicates_R), prompts))
+    below, above = replicates_R <= null + _ROUNDING, replicates_R >= null - _ROUNDING
+    smaller = min(below.sum(), above.sum())
+    p = min(1.0, 2 * _one_sided(int(smaller), len(replicates_R), degrees_of_freedom))
     return Estimate(float(value), float(low), float(high), p)
 
 
-def _one_sided(count: int, resamples: int, prompts: int | None) -> float:
+def _one_sided(count: int, resamples: int, degrees_of_freedom: int | None) -> float:
     """The chance of so few resamples beyond a value; as t where prompts are few."""
-    share = (int(count) + 1) / (resamples + 1)
-    if prompts is None or share >= 1.0:
+    share = (count + 1) / (resamples + 1)
+    if degrees_of_freedom is None or share >= 1.0:
         return share
-    return float(student.cdf(norm.ppf(share) / _expansion(prompts), prompts - 1))
-
-
-def _expansion(prompts: int) -> float:
-    """How much narrower than s / sqrt(n) the resampled means are, because resampling divides by n."""
-    return float(np.sqrt(prompts / (prompts - 1)))
+    return float(student.cdf(norm.ppf(share), degrees_of_freedom))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -164,7 +201,7 @@ def non_inferior(difference: Estimate, margin: float) -> bool:
 class NonInferiority:
     """A difference (ours - theirs), the margin stated for it, and the one-sided p of its being below -margin.
 
-    Tested at 2.5%, the error that the lower end of a two-sided 95% interval allows (ICH E9, 1998, 5.5).
+    Tested at NON_INFERIORITY_ALPHA.
     """
 
     difference: Estimate

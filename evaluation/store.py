@@ -1,10 +1,11 @@
 """Images that were made, kept beside the runs: PNG, what it was, what it scored and cost, in Parquet.
 
-    FOLDER/BENCH/METHOD-KEY/part-DIGEST.parquet
+    FOLDER/CONDITIONS/METHOD-KEY/part-DIGEST.parquet
 
 Always true here: a part is one job's images, whole or absent, under a name that its prompts and seeds give
 it, so that a job that is done twice leaves one part. An image is reused only for the same weights
-(backbone, scorers, metric), the same method and options, prompt and seed. Whoever is killed loses the parts
+(backbone, scorers, metric) under the same conditions (device, number type, images that share a call or a
+machine), the same method and options, prompt and seed. Whoever is killed loses the parts
 that were not written, and what is made next is what is missing: no image is lost, and none is there twice.
 """
 
@@ -43,10 +44,17 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class ImageStore:
-    """The images of one bench's methods; plain data that travels to other processes."""
+    """The images of one bench's methods; plain data that travels to other processes.
+
+    identity: changes with whatever an image's numbers or seconds depend on, besides method and request.
+    """
 
     folder: Path
-    bench_identity: str
+    identity: str
+
+    def __post_init__(self) -> None:
+        # A worker on Ray has another working directory.
+        object.__setattr__(self, "folder", self.folder.absolute())
 
     def known(self, method: Method, requests: Sequence[EpisodeRequest]) -> list[ImageRow]:
         """The rows of these requests that are here already, labelled as the requests are."""
@@ -88,7 +96,7 @@ class ImageStore:
     def path(self, method: Method) -> Path:
         """The folder of one method's parts."""
         name = re.sub(r"[^\w@.-]", "_", method.name)
-        return self.folder / self.bench_identity / f"{name}-{method.key}"
+        return self.folder / self.identity / f"{name}-{method.key}"
 
     def _parts(self, method: Method) -> list[Path]:
         return sorted(self.path(method).glob("part-*.parquet"))

@@ -20,9 +20,9 @@ import numpy as np
 from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.files import written_aside
-from actors.policy_folder import read_trained_policy
+from actors.policy_folder import TrainedPolicy, read_trained_policy
 from actors.schedule import SolverName
-from evaluation.baselines.names import check_baselines, parse_baseline
+from evaluation.baselines.names import OWN_FAMILY, check_baselines, parse_baseline
 from evaluation.bench import bench_recipe
 from evaluation.config import EvaluationConfig
 from evaluation.evaluate import Conditions, Recipe, evaluate
@@ -33,17 +33,19 @@ from evaluation.tables import Table, outcome_of
 TRANSFER_FILE = Path("evaluation/transfer.json")
 """Where a run keeps its transfer matrix."""
 TRANSFER_FOLDER = Path("evaluation/transfer")
-_FAMILY = {"ddim": "ddim", "dpmpp": "dpmpp", "flow_euler": "euler", "lcm": "lcm"}
 _STEPS = (5, 7, 10, 15, 20)
 LONG = 50
+SHARE = 0.95
+"""Of the long schedule's CLIP score: what a policy should keep where it was not trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferCell:
     """One place. failed: why there are no numbers.
 
-    lead: of the policy over what costs as much there (H2), with its interval; clip_ratio: of its CLIP score
-    to the long schedule's, with its interval.
+    own_backbone: whether its weights are those that the policy was trained with, under whatever name. lead:
+    of the policy over what costs as much there (H2), with its interval; clip_ratio: of its CLIP score to the
+    long schedule's, with its interval; clip_p: the one-sided p of that being below SHARE.
     """
 
     backbone: str
@@ -56,6 +58,7 @@ class TransferCell:
     lead: tuple[float, float, float] | None = None
     passed: bool | None = None
     clip_ratio: tuple[float, float, float] | None = None
+    clip_p: float | None = None
     failed: str | None = None
 
 
@@ -77,12 +80,12 @@ def transfer(
         for solver, steps in solvers:
             for dataset in datasets:
                 name = backbone or trained.backbone.name
-                cell = TransferCell(name, f"{solver}-{steps}", dataset, not backbone)
+                same_name = name == trained.backbone.name
+                cell = TransferCell(name, f"{solver}-{steps}", dataset, own_backbone=same_name)
                 progress(f"{name}, {cell.solver}, {dataset}")
-                own = replace(trained.backbone, name=backbone) if backbone else None
-                cells.append(
-                    _measure(cell, policy_dir, run_dir, config, Conditions(solver, steps, own), recipe)
-                )
+                other = replace(trained.backbone, name=backbone) if backbone else None
+                conditions = Conditions(solver, steps, other)
+                cells.append(_measure(cell, trained, run_dir, config, conditions, recipe))
     with written_aside(run_dir / TRANSFER_FILE) as aside:
         aside.write_text(json.dumps([asdict(cell) for cell in cells], indent=2), encoding="utf-8")
     return cells
@@ -144,14 +147,14 @@ def places(text: str, engine: EngineConfig) -> list[tuple[SolverName, int]]:
 
 def _measure(
     cell: TransferCell,
-    policy_dir: Path,
+    trained: TrainedPolicy,
     run_dir: Path,
     config: EvaluationConfig,
     conditions: Conditions,
     recipe: Recipe,
 ) -> TransferCell:
     assert conditions.solver is not None
-    family = _FAMILY[conditions.solver]
+    family = OWN_FAMILY[conditions.solver]
     tries = [name for name in config.baselines if parse_baseline(name).family == "best-of"]
     names = (*(f"{family}-{steps}" for steps in (*_STEPS, LONG)), *tries)
     folder = re.sub(r"[^\w.-]+", "_", f"{cell.backbone}-{cell.solver}-{cell.dataset}")
@@ -159,36 +162,50 @@ def _measure(
     try:
         check_baselines(names, EngineConfig(solver=conditions.solver))
         summary = evaluate(
-            policy_dir, run_dir / TRANSFER_FOLDER / folder, here, recipe=recipe, conditions=conditions
+            Path(trained.folder),
+            run_dir / TRANSFER_FOLDER / folder,
+            here,
+            recipe=recipe,
+            conditions=conditions,
         )
     except UserError as error:
         return replace(cell, failed=str(error))
     h2 = summary["hypotheses"]["H2"]
     rows = read_rows(run_dir / TRANSFER_FOLDER / folder / IMAGES_FILE)
+    ratio, p = _clip_ratio(rows, f"{family}-{LONG}", here) or (None, None)
     return replace(
         cell,
+        own_backbone=trained.has_weights(summary["config"]["backbone"]),
         quality=summary["policy"]["quality"],
         nfe=summary["policy"]["nfe"],
         cost=summary["policy"]["cost"],
         lead=(h2["estimate"], *h2["ci95"]),
         passed=h2["passed"],
-        clip_ratio=_clip_ratio(rows, f"{family}-{LONG}", here),
+        clip_ratio=ratio,
+        clip_p=p,
     )
 
 
 def _clip_ratio(
     rows: Sequence[ImageRow], long: str, config: EvaluationConfig
-) -> tuple[float, float, float] | None:
-    """The policy's mean CLIP score over the long schedule's; None where the scorers have no CLIP."""
+) -> tuple[tuple[float, float, float], float] | None:
+    """The policy's mean CLIP score over the long schedule's, and the p of that being below SHARE.
+
+    None where the scorers have no CLIP. The ratio is at least SHARE where ours less that share of theirs is
+    at least 0, as scores are positive.
+    """
     columns: dict[str, dict[str, list[float]]] = {"policy": {}, long: {}}
+    tiers: dict[str, str] = {}
     for row in rows:
         if row.method in columns:
             if row.clip_score is None:
                 return None
             columns[row.method].setdefault(row.prompt, []).append(row.clip_score)
-    prompts = list(columns["policy"])
-    means_P2 = np.array([[np.mean(columns[name][prompt]) for name in columns] for prompt in prompts])
+            tiers[row.prompt] = row.tier or ""
+    means_P2 = np.array([[np.mean(columns[name][prompt]) for name in columns] for prompt in tiers])
     ours, theirs = means_P2.mean(0)
-    replicates_R2 = Resampling(len(prompts), config.resamples, config.seed).means(means_P2)
-    low, high = np.quantile(replicates_R2[:, 0] / replicates_R2[:, 1], (0.025, 0.975))
-    return float(ours / theirs), float(low), float(high)
+    resampling = Resampling(len(tiers), config.resamples, config.seed, tuple(tiers.values()))
+    replicates_R2 = resampling.means(means_P2)
+    ratio = resampling.estimate(float(ours / theirs), replicates_R2[:, 0] / replicates_R2[:, 1])
+    kept = resampling.non_inferiority(means_P2[:, 0] - SHARE * means_P2[:, 1], margin=0.0)
+    return (ratio.value, ratio.low, ratio.high), kept.p

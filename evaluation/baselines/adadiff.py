@@ -5,7 +5,8 @@ the reward model's score of the finished image less a price a step; the baseline
 choices drawn for the same prompt. Every (prompt, seed, step count) is made into an image once, before the
 training, and what that costs is told with the file: it is the training cost.
 
-Always true here: the exact verifier has no say; a file opens only on the backbone it was fitted on.
+Always true here: the exact verifier has no say, nor has a forecast; a file opens only on the backbone it was
+fitted on, with the solver and guidance of its training, which are those that an evaluation gives it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from actors.contracts import EpisodeRequest, EpisodeResult
 from actors.engine import EngineConfig
 from actors.errors import UserError
 from actors.files import written_aside
+from evaluation.baselines.names import parse_baseline
 from evaluation.baselines.oracles import fixed_schedule
 from evaluation.bench import Bench
 
@@ -42,10 +44,14 @@ ENTROPY = 0.01
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a file of chosen step counts says about itself. nfe: denoiser calls that its training cost."""
+    """What a file of chosen step counts says about itself. nfe: denoiser calls that its training cost.
+
+    sampling: how its images were made, one line.
+    """
 
     steps: tuple[int, ...]
     backbone: str
+    sampling: str
     prompts: int
     nfe: int
     price: float
@@ -82,8 +88,9 @@ def fit(
 ) -> Fitted:
     """Make the images, train, and write the file.
 
-    requests: training prompts with a seed each. config: solver and guidance are taken from it.
+    requests: training prompts with a seed each. config: a policy's; what the baseline takes from it counts.
     """
+    config = parse_baseline(f"adadiff@{path}").engine_config(config)
     scores_RS = np.empty((len(requests), len(steps)))
     for column, count in enumerate(steps):
         ends = fixed_schedule(bench, config, count).run(requests, slots=slots)
@@ -91,9 +98,8 @@ def fit(
             part = ends[start : start + slots]
             images = bench.backbone.decode(torch.stack([end.latents_CHW for end in part]))
             prompts = [end.request.prompt for end in part]
-            scores_RS[start : start + slots, column] = bench.scorer("image_reward")(images, prompts)[
-                "image_reward"
-            ]
+            scores = bench.scorer(bench.finished)(images, prompts)
+            scores_RS[start : start + slots, column] = scores[bench.finished]
         progress(column + 1, len(steps))
     pooled = bench.backbone.encode_prompts([request.prompt for request in requests]).pooled_BD
     network = train(pooled.float().cpu().clone(), scores_RS - price * np.array(steps), seed=seed)
@@ -101,6 +107,7 @@ def fit(
     fitted = Fitted(
         steps=tuple(steps),
         backbone=bench.backbone.identity,
+        sampling=_sampling(config),
         prompts=len(requests),
         nfe=sum(steps) * len(requests),
         price=price,
@@ -133,6 +140,12 @@ def train(pooled_RD: torch.Tensor, reward_RS: NDArray[np.float64], *, seed: int 
     return network.eval()
 
 
+def _sampling(config: EngineConfig) -> str:
+    """What the images of a step count depend on besides it, in words."""
+    told = f"{config.solver}, guidance {config.guidance_scale:g} ({config.guidance_rule})"
+    return f"{told}, flow shift {config.flow_shift:g}" if config.flow_shift is not None else told
+
+
 def load(path: str | Path) -> tuple[StepCountNetwork, Fitted]:
     """What `fit` wrote; UserError for anything else."""
     try:
@@ -158,6 +171,10 @@ class StepCountSampler:
             raise UserError(
                 f"baseline 'adadiff@{path}': fitted on {self.fitted.backbone},"
                 f" this is {bench.backbone.identity}"
+            )
+        if self.fitted.sampling != _sampling(config):
+            raise UserError(
+                f"baseline 'adadiff@{path}': fitted with {self.fitted.sampling}, this is {_sampling(config)}"
             )
         self._bench = bench
         self._config = config

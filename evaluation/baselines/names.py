@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal
 
 from actors.engine import EngineConfig
@@ -32,6 +33,8 @@ ENGINE_SOLVERS: dict[str, SolverName] = {
     "lcm": "lcm",
 }
 """The engine's own solvers, by the first part of a baseline's name."""
+OWN_FAMILY: dict[SolverName, str] = {solver: family for family, solver in ENGINE_SOLVERS.items()}
+"""Fixed schedules by the solver of a policy; of a distilled model they take its noise rules too."""
 SCHEDULERS = ("dpm", "unipc", "pndm", "deis", "euler")
 """Solvers that are diffusers' own; of flow models, Euler is the engine's."""
 
@@ -134,7 +137,8 @@ STEP_GRID = (2, 3, 4, 5, 7, 10, 15, 20, 30, 50)
 class Baseline:
     """One method that is no policy: its family, its steps, and how many attempts it chooses from.
 
-    solver is the engine's (or a placeholder, where diffusers steps); number is the tolerance of `stable`.
+    solver is the engine's (or a placeholder, where diffusers steps); number is the tolerance of `stable`;
+    file is absolute, because a worker that opens it may have another working directory.
     """
 
     name: str
@@ -216,7 +220,7 @@ def parse_baseline(name: str) -> Baseline:
         attempts=int(found.get("attempts") or 1),
         scorer=found.get("scorer") or "image_reward",
         number=float(found.get("number") or 0.0),
-        file=found.get("file"),
+        file=str(Path(found["file"]).absolute()) if "file" in found else None,
     )
     attempts_allowed = range(2, 101) if "attempts" in found else range(1, 2)
     if baseline.num_steps not in range(2, 1001) or baseline.attempts not in attempts_allowed:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import norm
 
 from evaluation.metrics.contracts import UnmeasurableError
-from evaluation.statistics import Estimate, Floats, Resampling, estimate
+from evaluation.statistics import Estimate, Floats, Resampling
 
 
 def wilson(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -58,12 +58,13 @@ def agreement(
     by_prompt = np.zeros((len(names), *counts_NKK.shape[1:]))
     np.add.at(by_prompt, [place[prompt] for prompt in prompts], counts_NKK)
     size = by_prompt.shape[1]
-    means_RC = Resampling(len(names), resamples, seed).means(by_prompt.reshape(len(names), -1))
+    resampling = Resampling(len(names), resamples, seed)
+    means_RC = resampling.means(by_prompt.reshape(len(names), -1))
     replicates_R = _kappa(means_RC.reshape(-1, size, size))
     defined_R = replicates_R[np.isfinite(replicates_R)]
     if len(defined_R) < 0.95 * resamples:
         raise UnmeasurableError("too few answers differ for an interval of kappa")
-    return estimate(value, defined_R, prompts=len(names))
+    return resampling.estimate(value, defined_R)
 
 
 def _confusions(first: Sequence[str], second: Sequence[str]) -> tuple[Floats, list[str]]:

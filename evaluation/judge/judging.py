@@ -61,15 +61,20 @@ class Pair:
 def draw_pairs(sets: Sequence[ImageSet], most: int | None = None, seed: int = 0) -> list[Pair]:
     """All pairs of methods on the images that all of them have, or on `most` of these, drawn by seed.
 
-    Raises UserError for fewer than two methods, or methods with no prompt and seed in common.
+    Raises UserError for fewer than two methods, two of one name, or no prompt and seed in common.
     """
-    if len({each.name for each in sets}) < 2:
+    names = [each.name for each in sets]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{twice!r}: two sets of images of that name; give each method once")
+    if len(names) < 2:
         raise UserError("one method; give images of at least two")
     found = [{(record.prompt, record.seed): record for record in each.records} for each in sets]
     common = [key for key in found[0] if key[0] and all(key in others for others in found)]
     if not common:
-        names = ", ".join(each.name for each in sets)
-        raise UserError(f"{names}: no prompt and seed in common; pairs are of the same prompt and noise")
+        raise UserError(
+            f"{', '.join(names)}: no prompt and seed in common; pairs are of the same prompt and noise"
+        )
     if most is not None and most < len(common):
         drawn = np.random.default_rng(seed).choice(len(common), most, replace=False)
         common = [common[index] for index in sorted(drawn)]

@@ -105,7 +105,9 @@ def _run(
                     progress(f"{source.name}: {images.name}", len(images) - len(todo) + done, len(images))
         except UnmeasurableError as error:
             collected.reasons |= {(images.name, name): str(error) for name in outputs}
-        known |= todo.keys()
+            known = store.known()  # parts that were kept before
+        else:
+            known |= todo.keys()
 
 
 def _extracted(

@@ -20,7 +20,7 @@ from actors.errors import UserError
 from actors.files import written_aside
 from evaluation.metrics.contracts import Floats, Measured
 from evaluation.metrics.images import ImageRecord, ImageSet, decode, encode, read_encoded
-from evaluation.statistics import Resampling, estimate
+from evaluation.statistics import Resampling
 
 _SAMPLE = re.compile(r"(?:^|/)(\d+)/samples/(\d+)\.png$")
 _LONGEST_NAME = 255
@@ -132,7 +132,7 @@ def _over_tasks(
     if len(means_P) > 1:
         resampling = Resampling(len(means_P), strata_P=tuple(tasks_P))
         replicates_R = resampling.means(shares_PK).sum(1) * len(means_P) / len(tasks)
-        interval = estimate(value, replicates_R, prompts=len(means_P))
+        interval = resampling.estimate(value, replicates_R)
         ci95 = (interval.low, interval.high)
     scored = [record for record in images.records if (record.prompt, record.seed) in value_of]
     values_N: Floats = np.array([value_of[record.prompt, record.seed] for record in scored])

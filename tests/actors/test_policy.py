@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from actors.contracts import EpisodeRequest
 from actors.errors import UserError
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from actors.policy import (
@@ -106,17 +108,39 @@ def test_greedy_takes_the_likeliest_legal_action(network: PolicyNetwork) -> None
     assert mask[np.arange(len(mask)), chosen].all()
 
 
-def test_sampling_follows_the_generator(network: PolicyNetwork) -> None:
-    observer, observations, mask = decider_inputs(network)
-    draws = [
-        PolicyDecider(network, observer, greedy=False, generator=torch.Generator().manual_seed(seed))(
-            [], observations, mask
-        )
-        for seed in (0, 0, 1)
+def waiting(count: int, decision: int = 0) -> list[Any]:
+    """Episodes that await their decision of this number."""
+    return [
+        SimpleNamespace(request=EpisodeRequest(f"prompt {index}", index), decisions=[None] * decision)
+        for index in range(count)
     ]
-    np.testing.assert_array_equal(draws[0], draws[1])
-    assert (draws[0] != draws[2]).any()
-    assert all(mask[np.arange(len(mask)), draw].all() for draw in draws)
+
+
+def test_what_is_drawn_follows_from_seed_request_and_decision_in_any_batch(network: PolicyNetwork) -> None:
+    observer, observations, mask = decider_inputs(network)
+    episodes = waiting(len(mask))
+
+    def draw(seed: int, places: list[int], decision: int = 0) -> np.ndarray:
+        waits = waiting(len(mask), decision)
+        decider = PolicyDecider(network, observer, greedy=False, seed=seed)
+        return decider([waits[place] for place in places], observations[places], mask[places])
+
+    everything = list(range(len(episodes)))
+    together = draw(0, everything)
+    np.testing.assert_array_equal(together, draw(0, everything[::-1])[::-1])
+    np.testing.assert_array_equal(together, np.concatenate([draw(0, [place]) for place in everything]))
+    others = [draw(1, everything), *(draw(0, everything, decision) for decision in (1, 2))]
+    assert len({tuple(drawn) for drawn in (together, *others)}) == 4
+    assert all(mask[np.arange(len(mask)), drawn].all() for drawn in (together, *others))
+
+
+def test_actions_are_drawn_as_often_as_they_are_probable(network: PolicyNetwork) -> None:
+    observer, observations, mask = decider_inputs(network)
+    place = int(mask.sum(1).argmax())
+    decider = PolicyDecider(network, observer, greedy=False)
+    drawn = decider(waiting(4_000), observations[[place] * 4_000], mask[[place] * 4_000])
+    probabilities = decider.logits(observations[[place]], mask[[place]]).softmax(1)[0].numpy()
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4_000, probabilities, atol=0.032)
 
 
 def test_a_saved_policy_decides_the_same(network: PolicyNetwork, tmp_path: Path) -> None:
@@ -218,9 +242,8 @@ def test_a_threshold_holds_for_drawn_actions_too(network: PolicyNetwork) -> None
             network,
             observer,
             greedy=False,
-            generator=torch.Generator().manual_seed(0),
             stop_threshold=threshold,
         )
-        drawn = np.stack([decider([], observations, mask) for _ in range(20)])
+        drawn = np.stack([decider(waiting(len(mask), number), observations, mask) for number in range(20)])
         assert (drawn[:, early] == 1).all() == stops
         assert (drawn[:, early] == 1).any() == stops

@@ -37,6 +37,10 @@ def test_judging_prints_the_estimate_and_the_tally_and_goes_on_for_nothing(
     monkeypatch.setenv("MY_KEY", SECRET)
     command = ("judge", images, "--base-url", server.url, "--model", "local", "--key-variable", "MY_KEY")
     code, out, err = say(*command)
+    assert (code, err.count("\n"), server.requests) == (2, 1, [])
+    assert err.startswith("error: --max-usd=10: nobody knows what local charges; give --input-usd and")
+    command = (*command, "--max-usd", "inf")
+    code, out, err = say(*command)
     assert (code, "error" in err) == (0, False)
     estimate, header, row, *rest = out.splitlines()
     assert estimate.startswith("local: 20 questions, about ")
@@ -55,7 +59,7 @@ def test_judging_prints_the_estimate_and_the_tally_and_goes_on_for_nothing(
     assert not [text for text in (*written, out, err) if SECRET in text]
 
     server.requests.clear()
-    code, again, _ = say(*command)
+    code, again, _ = say(*command[:-2])  # nothing is left to pay for
     assert (code, server.requests) == (0, [])
     assert again.startswith("local: 0 questions")
     assert again.splitlines()[1:] == out.splitlines()[1:]
@@ -66,7 +70,8 @@ def test_questions_without_an_answer_are_told_and_make_the_exit_code(
 ) -> None:
     server.faults += [Fault(400, "content policy")] + [None] * 4
     code, out, err = say(
-        "judge", images, "--base-url", server.url, "--model", "local", "--pairs", "6", "--at-once", "1"
+        *("judge", images, "--base-url", server.url, "--model", "local", "--pairs", "6", "--at-once", "1"),
+        *("--input-usd", "0", "--output-usd", "0"),
     )
     assert code == 1
     assert "1 questions without an answer, the last one: 400 Bad Request: content policy" in err
@@ -76,7 +81,8 @@ def test_questions_without_an_answer_are_told_and_make_the_exit_code(
     )
     assert server.say is brighter
     code, out, err = say(
-        "judge", images, "--base-url", server.url, "--model", "local", "--pairs", "6", "--at-once", "1"
+        *("judge", images, "--base-url", server.url, "--model", "local", "--pairs", "6", "--at-once", "1"),
+        *("--input-usd", "0", "--output-usd", "0"),
     )
     assert (code, "error" in err) == (0, False)
     assert out.startswith("local: 1 questions")
@@ -96,6 +102,10 @@ def test_an_estimate_needs_no_key_and_stops_what_is_too_dear(
     code, _, err = say("judge", images, "--judge", "gemini", "--max-usd", "0.001")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: --max-usd=0.001: it would be about $0.01")
+    named = ("judge", images, "--base-url", "http://localhost:1/v1", "--model", "m")
+    code, _, err = say(*named, "--input-usd", "100000", "--output-usd", "0")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: --max-usd=10: it would be about $")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +118,9 @@ def test_an_estimate_needs_no_key_and_stops_what_is_too_dear(
         (("--base-url", "http://localhost:1", "--judge", "gemini", "--model", "m"), "--base-url and --judge"),
         (("--judge", "gpt-4o", "--judge", "gemini", "--model", "m"), "--model: give it with one --judge"),
         (("--base-url", "http://localhost:1", "--model", "m", "--pairs", "0"), "--pairs=0: give a whole"),
+        (("--base-url", "http://localhost:1", "--model", "m", "--max-usd", "nan"), "--max-usd=nan: give US"),
+        (("--judge", "gemini", "--input-usd", "-1"), "--input-usd=-1: give US dollars"),
+        (("--judge", "gpt-4o", "--judge", "gemini", "--input-usd", "1"), "--input-usd, --output-usd: give"),
         (("--base-url", "http://a.example", "--model", "m", "--key-variable", "K"), "--base-url="),
     ],
 )

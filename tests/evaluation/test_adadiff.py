@@ -2,19 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from actors.contracts import EpisodeRequest
+from actors.contracts import EpisodeRequest, Images
 from actors.errors import UserError
 from evaluation.baselines import parse_baseline
 from evaluation.baselines.adadiff import fit, load, train
 from evaluation.baselines.oracles import fixed_schedule
 from evaluation.generate import Job, generate
 from evaluation.methods import BaselineMethod
-from tests.evaluation.fakes import ENGINE, FakeBackbone, open_fake_bench
+from rewards_service.contracts import Scores
+from tests.evaluation.fakes import ENGINE, FakeBackbone, FakeClient, open_fake_bench
 
 REQUESTS = tuple(EpisodeRequest(f"prompt {index}", 100 + index) for index in range(12))
 STEPS = (2, 4, 6)
@@ -69,6 +71,37 @@ def test_its_images_are_not_those_of_another_file(tmp_path: Path) -> None:
         baseline = parse_baseline(f"adadiff@{tmp_path / 'a.safetensors'}")
         keys.append(BaselineMethod(baseline, baseline.engine_config(ENGINE)).key)
     assert keys[0] != keys[1]
+
+
+def test_it_is_fitted_on_what_an_evaluation_runs_and_judged_by_finished_images(tmp_path: Path) -> None:
+    """The policy walks with DDIM here, and the baseline, as in evaluations, with DPM-Solver++."""
+
+    class Forecasting(FakeClient):
+        outputs = ("image_reward", "clip_score", "image_reward_now")  # type: ignore[assignment]
+
+        def score(self, images: Images, prompts: Any, outputs: Any = None) -> Scores:
+            assert outputs == ("image_reward_now",)
+            return super().score(images, prompts, outputs)
+
+    client = Forecasting()
+    bench = replace(open_fake_bench(), client=client, outputs=client.outputs)
+    walked = replace(ENGINE, solver="ddim", guidance_scale=3.0)
+    files = [tmp_path / "ddim.safetensors", tmp_path / "dpmpp.safetensors"]
+    for file, engine in zip(files, (walked, replace(walked, solver="dpmpp")), strict=True):
+        fit(bench, REQUESTS, engine, file, steps=STEPS)
+    assert load(files[0])[1] == load(files[1])[1]
+    for weights in zip(*(load(file)[0].parameters() for file in files), strict=True):
+        torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_another_guidance_is_one_line(tmp_path: Path) -> None:
+    bench, file = open_fake_bench(), tmp_path / "steps.safetensors"
+    fit(bench, REQUESTS, ENGINE, file, steps=STEPS)
+    baseline = parse_baseline(f"adadiff@{file}")
+    BaselineMethod(baseline, baseline.engine_config(ENGINE)).open(bench)
+    other = baseline.engine_config(replace(ENGINE, guidance_scale=ENGINE.guidance_scale + 1))
+    with pytest.raises(UserError, match=r"fitted with dpmpp, guidance .*, this is dpmpp, guidance"):
+        BaselineMethod(baseline, other).open(bench)
 
 
 def test_another_backbone_and_another_file_are_one_line(tmp_path: Path) -> None:

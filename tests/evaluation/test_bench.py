@@ -13,7 +13,7 @@ from actors.backbones.config import BackboneConfig
 from actors.contracts import Images
 from actors.errors import UserError
 from actors.policy import load_policy, save_policy
-from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, strict_scores
+from evaluation.bench import IMAGE_REWARD, STRICT, bench_recipe, held_out_recipe, strict_scores
 from evaluation.config import EvaluationConfig
 from evaluation.methods import read_policy
 from rewards_service.contracts import Scores
@@ -32,6 +32,21 @@ class OneScore:
 
     def score(self, images: Images, prompts: Any) -> Scores:
         return {"image_reward": np.full(len(images), 0.25, np.float32)}
+
+
+class Forecast(OneScore):
+    """It likes what an image will become better than what it is."""
+
+    outputs = ("image_reward", "image_reward_now")  # type: ignore[assignment]
+
+    def score(self, images: Images, prompts: Any) -> Scores:
+        return super().score(images, prompts) | {"image_reward_now": np.full(len(images), 0.125, np.float32)}
+
+
+class NoReward(OneScore):
+    """It knows nothing of prompts."""
+
+    outputs = ("aesthetic",)
 
 
 @pytest.fixture
@@ -62,6 +77,34 @@ def test_the_verifier_judges_the_embedded_world_and_image_reward_everything_else
     elsewhere = bench_recipe(BackboneConfig("any"), EvaluationConfig(prompts="mine.txt", **options))()  # type: ignore[arg-type]
     assert elsewhere.metric == IMAGE_REWARD
     assert elsewhere.judge(images, ["not of the grammar"] * len(images)).tolist() == [0.25] * len(images)
+
+
+@pytest.mark.usefixtures("_fake_loaders")
+def test_finished_images_are_judged_as_they_are_and_stored_apart_from_forecasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, captions = scenes(1)
+    config = EvaluationConfig(prompts="mine.txt", scorers=str(tmp_path))
+    plain = bench_recipe(BackboneConfig("any"), config)()
+    assert plain.finished == "image_reward"
+    world = SimpleNamespace(load_scorers=lambda folder, device: [Forecast()])
+    monkeypatch.setitem(sys.modules, "rewards_service.world", world)  # type: ignore[arg-type]
+    for recipe in (bench_recipe, held_out_recipe):
+        bench = recipe(BackboneConfig("any"), config)()
+        assert bench.judge(images, captions).tolist() == [0.125]
+        assert bench.finished == "image_reward_now"
+        assert bench.scorer("image_reward")(images, captions)["image_reward"].tolist() == [0.25], "a look"
+        assert bench.identity != plain.identity
+
+
+@pytest.mark.usefixtures("_fake_loaders")
+def test_scorers_without_image_reward_are_refused_before_any_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = SimpleNamespace(load_scorers=lambda folder, device: [NoReward()])
+    monkeypatch.setitem(sys.modules, "rewards_service.world", world)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"evaluation\.scorers: .* image_reward.*these give aesthetic"):
+        bench_recipe(BackboneConfig("any"), EvaluationConfig(scorers=str(tmp_path)))()
 
 
 def test_strict_scores_keep_the_order_of_the_batch() -> None:

@@ -8,18 +8,20 @@ from typing import Any
 
 import pytest
 
-from actors.contracts import EpisodeRequest
+from actors.contracts import EpisodeRequest, Images
 from actors.errors import UserError
+from evaluation.baselines import parse_baseline
 from evaluation.bench import Bench
 from evaluation.config import EvaluationConfig
-from evaluation.evaluate import evaluate, evaluation_requests
+from evaluation.evaluate import _peak_gpu_gib, evaluate, evaluation_requests, image_store
 from evaluation.generate import Workers, jobs_of, run_jobs
 from evaluation.methods import read_policy
 from evaluation.report import write_report
 from evaluation.rows import IMAGES_FILE, read_rows
 from evaluation.strips import STRIPS_FILE, read_strips
 from evaluation.summary import SUMMARY_KEYS
-from tests.evaluation.fakes import ENGINE, FakeBackbone, open_fake_bench, saved_policy
+from rewards_service.contracts import Scores
+from tests.evaluation.fakes import ENGINE, FakeBackbone, FakeClient, open_fake_bench, saved_policy
 
 CONFIG = EvaluationConfig(
     prompts_per_tier=3,
@@ -126,6 +128,78 @@ def test_more_prompts_reuse_the_rows_there_are_and_make_the_rest(
     assert more["config"]["reused_images"] == 2 * (IMAGES // 2)
     assert more["baselines"]["dpmpp-4"]["nfe"] == 4
     assert not (tmp_path / "more" / STRIPS_FILE).exists()
+
+
+def test_bounds_alone_are_refused_before_the_first_image(tmp_path: Path, bench: Bench) -> None:
+    folder = saved_policy(tmp_path / "policy")
+    config = replace(CONFIG, baselines=("oracle-best-of-2@4", "oracle-stop@dpmpp-4"))
+    with pytest.raises(UserError, match=r"evaluation\.baselines=oracle-best-of-2@4.*bounds only"):
+        evaluate(folder, tmp_path / "run", config, recipe=lambda *_: lambda: bench)
+    assert denoised(bench) == 0
+
+
+@pytest.mark.parametrize("changed", [{"slots": 8}, {"dtype": "bfloat16"}, {"workers": 2}])
+def test_seconds_are_not_reused_under_other_conditions(
+    tmp_path: Path, bench: Bench, changed: dict[str, Any]
+) -> None:
+    base = image_store(tmp_path, bench, CONFIG)
+    assert image_store(tmp_path, bench, replace(CONFIG, margin=0.02, address="a", strips=0)) == base
+    assert image_store(tmp_path, bench, replace(CONFIG, **changed)) != base
+    assert image_store(tmp_path, replace(bench, identity="other"), CONFIG) != base
+
+
+def test_what_travels_to_workers_does_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench
+) -> None:
+    saved_policy(tmp_path / "policy")
+    monkeypatch.chdir(tmp_path)
+    policy = read_policy(Path("policy"), greedy=True, seed=0)
+    store = image_store(Path("runs"), bench, CONFIG)
+    assert Path(policy.trained.folder) == tmp_path / "policy"
+    assert store.folder == tmp_path / "runs" / "images"
+    assert parse_baseline("adadiff@fitted.safetensors").file == str(tmp_path / "fitted.safetensors")
+
+
+def test_drawn_actions_do_not_depend_on_slots_or_chunks(tmp_path: Path, bench: Bench) -> None:
+    policy = read_policy(saved_policy(tmp_path / "policy"), greedy=False, seed=3)
+    requests = [EpisodeRequest(f"prompt {index}", index) for index in range(12)]
+
+    def actions(slots: int, wanted: list[EpisodeRequest]) -> dict[int, tuple[str, ...]]:
+        made = run_jobs(lambda: bench, jobs_of(policy, wanted, slots), Workers(1))
+        return {row.seed: row.actions for _, rows in made for row in rows}
+
+    together = actions(5, requests)
+    assert len(set(together.values())) > 1
+    assert together == actions(1, requests)
+    assert {7: together[7]} == actions(5, [requests[7]])
+    greedy = replace(policy, greedy=True)
+    assert together != {
+        row.seed: row.actions
+        for _, rows in run_jobs(lambda: bench, jobs_of(greedy, requests, 5), Workers(1))
+        for row in rows
+    }
+
+
+def test_memory_of_other_processes_is_not_told_as_this_ones() -> None:
+    assert _peak_gpu_gib(replace(CONFIG, device="cuda", workers=2)) is None
+
+
+def test_rows_report_the_score_of_the_image_as_it_is(tmp_path: Path, bench: Bench) -> None:
+    class Forecasting(FakeClient):
+        outputs = ("image_reward", "clip_score", "image_reward_now")  # type: ignore[assignment]
+
+        def score(self, images: Images, prompts: Any, outputs: Any = None) -> Scores:
+            scores = super().score(images, prompts, outputs)
+            return {name: value - (name == "image_reward_now") for name, value in scores.items()}
+
+    client = Forecasting()
+    forecasting = replace(bench, client=client, outputs=client.outputs)
+    policy = read_policy(saved_policy(tmp_path / "policy"), greedy=True, seed=0)
+    jobs = jobs_of(policy, [EpisodeRequest("a", 1), EpisodeRequest("b", 2)], 2)
+    ((_, before),) = run_jobs(lambda: bench, jobs, Workers(1))
+    ((_, rows),) = run_jobs(lambda: forecasting, jobs, Workers(1))
+    assert [row.image_reward for row in rows] == pytest.approx([row.image_reward - 1 for row in before])
+    assert [row.actions for row in rows] == [row.actions for row in before], "looks see what they saw"
 
 
 def test_other_weights_or_options_reuse_nothing(tmp_path: Path) -> None:

@@ -94,9 +94,24 @@ def with_ddim_20(quality: float, clip_score: float | None = None) -> tuple[list[
 def test_better_than_ddim_20_on_any_metric_is_enough() -> None:
     assert better_than_ddim_20(*with_ddim_20(0.5)).passed
     assert not better_than_ddim_20(*with_ddim_20(0.7)).passed
+    assert "of 2 metrics, without clip_score)" in better_than_ddim_20(*with_ddim_20(0.5)).number
     gate = better_than_ddim_20(*with_ddim_20(0.7, clip_score=0.28))
+    assert "of 3 metrics)" in gate.number
     assert gate.passed
     assert gate.number.startswith("clip_score +0.020")
+
+
+def test_g2_resamples_within_tiers_as_the_tables_do() -> None:
+    """A difference that is the same for all prompts of a tier, and another in each, has no spread within."""
+    rows, summary = with_ddim_20(0.5)
+    tier_of = {row.key: float(row.tier or 0) for row in rows}
+    leads = [
+        replace(row, quality=tier_of[row.key] if row.method == "policy" else 0.0, image_reward=0.0)
+        for row in rows
+        if row.method in ("policy", "ddim-20")
+    ]
+    gate = better_than_ddim_20(leads, summary)
+    assert gate.interval == "+2.500 to +2.500"
 
 
 @pytest.mark.parametrize(
@@ -110,13 +125,31 @@ def test_where_h1_failed_the_gate_says_how(nfe: float, ci95: list[float], advice
     assert advice in gate.next_step
 
 
-@pytest.mark.parametrize(("low", "passed"), [(0.951, True), (0.949, False)])
-def test_transfer_is_decided_by_the_interval_on_another_backbone(low: float, passed: bool) -> None:
-    own = TransferCell("own", "ddim-7", "shapes", True, clip_ratio=(1.0, 1.0, 1.0))
-    other = TransferCell("other", "ddim-7", "shapes", False, clip_ratio=(0.98, low, 1.0))
-    gate = transfer_gate([own, other])
+def cell(name: str, p: float | None, low: float = 0.96, own: bool = False) -> TransferCell:
+    return TransferCell(name, "ddim-7", "shapes", own, clip_ratio=(0.98, low, 1.0), clip_p=p)
+
+
+@pytest.mark.parametrize(("p", "passed"), [(0.024, True), (0.026, False)])
+def test_transfer_is_decided_on_another_backbone(p: float, passed: bool) -> None:
+    gate = transfer_gate([cell("own", 0.001, own=True), cell("other", p)])
     assert gate.passed is passed
     assert "98.0% on other" in gate.number
+
+
+def test_one_transfer_cell_of_many_has_to_be_surer() -> None:
+    """Of ten cells without any effect the best has p < .025 in one matrix of five: Holm."""
+    assert transfer_gate([cell("other", 0.02)]).passed
+    many = [cell("other", 0.02), *(cell(f"{number}", 0.5) for number in range(9))]
+    assert not transfer_gate(many).passed
+    gate = transfer_gate([*many, cell("sure", 0.0001)])
+    assert gate.passed
+    assert "on sure (p = 0.001 of 11 cells)" in gate.number
+
+
+def test_a_matrix_of_an_earlier_version_is_not_measured() -> None:
+    gate = transfer_gate([cell("other", None)])
+    assert gate.passed is None
+    assert "addiffusion transfer" in gate.next_step
 
 
 def tables(**qualities: tuple[float, float]) -> dict[str, MethodTable]:

@@ -98,7 +98,22 @@ def test_schedules_around_the_policys_cost_are_compared_with(solver: str, cost: 
     nominal = [parse_baseline(name).attempts * parse_baseline(name).num_steps for name in names]
     assert max(nominal) > cost, "the front goes on beyond the policy"
     assert len(names) >= 2
-    assert {parse_baseline(name).solver for name in names} <= {"dpmpp", "flow_euler", "lcm"}
+    solvers = {parse_baseline(name).solver for name in names if "best-of" not in name}
+    assert solvers == ({"ddim", "dpmpp"} if solver == "ddim" else {solver})
+
+
+def test_a_distilled_model_is_compared_with_its_own_sampling() -> None:
+    """SDXL Turbo's, ancestral Euler, is DDIM with eta 1; DPM-Solver++ is nothing one would run it with."""
+    turbo = EngineConfig(solver="ddim", eta=1.0, timestep_spacing="trailing", num_steps=4)
+    own = [
+        baseline.engine_config(turbo)
+        for baseline in map(parse_baseline, gate_baselines(turbo, 4.0))
+        if baseline.family == "ddim"
+    ]
+    assert {config.num_steps for config in own} == {2, 3, 4, 5}
+    assert {(config.solver, config.eta, config.timestep_spacing) for config in own} == {
+        ("ddim", 1.0, "trailing")
+    }
 
 
 def test_it_measures_on_validation_prompts_with_a_judge_that_is_no_verifier(tmp_path: Path) -> None:

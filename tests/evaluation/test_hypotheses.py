@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from actors.contracts import EpisodeRequest
 from evaluation.hypotheses import FEWEST_PROMPTS, cost_follows_prompt, equal_cost, equal_quality, tier_order
@@ -33,6 +34,17 @@ def test_h1_needs_both_the_quality_of_ddim_50_and_the_nfe_limit(
     assert verdict["passed"] is passed
     assert verdict["estimate"] == pytest.approx(quality - 0.65, abs=0.008)
     assert verdict["ci95"][0] < verdict["estimate"] < verdict["ci95"][1]
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.01, 0.03])
+def test_the_p_of_h1_is_that_of_its_own_claim(margin: float) -> None:
+    """Of being worse by more than the margin (Student's, one-sided), not of there being no difference."""
+    ours = policy(0.645)
+    verdict = equal_quality(ours, BASELINES, RESAMPLING, margin=margin, nfe_limit=30)
+    difference_P = ours.by_prompt("quality") - BASELINES["ddim-50"].by_prompt("quality")
+    expected = scipy.stats.ttest_1samp(difference_P, -margin, alternative="greater").pvalue
+    assert verdict["p"] == pytest.approx(expected, abs=0.02)
+    assert verdict["passed"] is (verdict["p"] < 0.025)
 
 
 def test_few_prompts_show_nothing() -> None:

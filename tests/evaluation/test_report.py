@@ -83,7 +83,9 @@ def write_run(run_dir: Path, quality: float = 0.655, prompt: str = "a red circle
     )
     cells = [
         TransferCell(
-            "world-2", "ddim-7", prompt, False, 0.5, 7.0, 7.5, (0.1, 0.05, 0.2), True, (0.97, 0.96, 0.99)
+            *("world-2", "ddim-7", prompt, False, 0.5, 7.0, 7.5, (0.1, 0.05, 0.2), True),
+            clip_ratio=(0.97, 0.96, 0.99),
+            clip_p=0.001,
         ),
         TransferCell("world-3", "ddim-7", prompt, False, failed="its widths differ"),
     ]

@@ -55,7 +55,7 @@ def test_strata_are_resampled_apart_so_that_their_difference_adds_no_noise() -> 
     tiers = ("one",) * 50 + ("two",) * 50
     values = np.repeat([0.0, 1.0], 50)
     stratified = Resampling(100, strata_P=tiers).mean(values)
-    assert stratified.low == stratified.high == pytest.approx(0.5)
+    assert (stratified.low, stratified.high) == pytest.approx((0.5, 0.5), abs=1e-12)
     free = Resampling(100).mean(values)
     assert free.high - free.low == pytest.approx(2 * 1.96 * 0.05, rel=0.05)
 
@@ -102,7 +102,7 @@ def test_intervals_cover_in_93_to_97_of_100_studies_and_p_is_uniform_under_the_n
     for block, chunk_KP in enumerate(np.array_split(difference_KP, 10)):
         replicates_RK = Resampling(prompts, resamples=2_000, seed=block).means(chunk_KP.T)
         results += [
-            estimate(float(study_P.mean()), replicates_R, prompts=prompts)
+            estimate(float(study_P.mean()), replicates_R, degrees_of_freedom=prompts - 1)
             for study_P, replicates_R in zip(chunk_KP, replicates_RK.T, strict=True)
         ]
     coverage = np.mean([result.low <= 0 <= result.high for result in results])
@@ -110,6 +110,65 @@ def test_intervals_cover_in_93_to_97_of_100_studies_and_p_is_uniform_under_the_n
     assert scipy.stats.kstest([result.p for result in results], "uniform").pvalue > 0.01
     assert all((result.p < 0.047) <= (not result.low <= 0 <= result.high) for result in results)
     assert all((result.p > 0.053) <= (result.low <= 0 <= result.high) for result in results)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param((1,) * 30, id="30 tiers of 1"),
+        pytest.param((2,) * 20, id="20 tiers of 2"),
+        pytest.param((5,) * 4, id="4 tiers of 5"),
+        pytest.param((40, 5, 2, 1), id="tiers of many sizes"),
+        pytest.param((50,) * 4, id="4 tiers of 50"),
+    ],
+)
+def test_a_difference_of_nothing_is_called_one_in_5_of_100_stratified_studies(sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(20)
+    prompts, studies = sum(sizes), 2_000
+    strata = tuple(str(tier) for tier, size in enumerate(sizes) for _ in range(size))
+    difference_KP = rng.normal(0, 0.1, (studies, prompts))
+    results = []
+    for block, chunk_KP in enumerate(np.array_split(difference_KP, 10)):
+        resampling = Resampling(prompts, resamples=2_000, seed=block, strata_P=strata)
+        results += [
+            resampling.estimate(float(study_P.mean()), replicates_R)
+            for study_P, replicates_R in zip(chunk_KP, resampling.means(chunk_KP.T).T, strict=True)
+        ]
+    assert 0.03 <= np.mean([result.p < 0.05 for result in results]) <= 0.066  # three standard errors
+    assert 0.934 <= np.mean([result.low <= 0 <= result.high for result in results]) <= 0.97
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5, 5), (50, 50, 50, 50), (30, 6)])
+def test_resampled_means_have_the_unbiased_variance_of_a_stratified_mean(sizes: tuple[int, ...]) -> None:
+    """Of independent strata: the sum of (n_h / P)^2 s_h^2 / n_h, s_h^2 with n_h - 1 (Cochran, 1977, 5.4)."""
+    rng = np.random.default_rng(21)
+    strata = [rng.normal(tier, 0.1 + tier, size) for tier, size in enumerate(sizes)]
+    prompts = sum(sizes)
+    expected = sum((len(one) / prompts) ** 2 * one.var(ddof=1) / len(one) for one in strata)
+    names = tuple(str(tier) for tier, one in enumerate(strata) for _ in one)
+    resampling = Resampling(prompts, resamples=40_000, strata_P=names)
+    replicates_R = resampling.means(np.concatenate(strata)[:, None])[:, 0]
+    assert replicates_R.var() == pytest.approx(expected, rel=0.03)
+    assert resampling.degrees_of_freedom == prompts - len(sizes)
+
+
+def test_small_strata_are_resampled_as_one_and_never_alone() -> None:
+    tiers = ("one",) * 20 + ("two",) * 3 + ("three",) * 3
+    values = np.repeat([0.0, 1.0, 3.0], (20, 3, 3))
+    pooled = Resampling(26, strata_P=tiers)
+    assert pooled.degrees_of_freedom == 26 - 2
+    assert pooled.mean(values).low < values.mean() < pooled.mean(values).high
+    left_over = Resampling(32, strata_P=("one",) * 20 + ("two",) * 10 + ("three",) * 2)
+    assert left_over.degrees_of_freedom == 32 - 2
+    assert np.allclose(np.concatenate(list(left_over.counts()))[:, :20].sum(1), 20)
+
+
+def test_what_is_nothing_but_for_rounding_is_no_difference() -> None:
+    """0.1 + 0.2 - 0.3 is 5.6e-17: resamples in which gains and losses cancel are on both sides of zero."""
+    cancelled = np.full(999, 0.1 + 0.2 - 0.3)
+    assert cancelled[0] != 0
+    assert estimate(0.0, cancelled).p == 1.0
+    assert estimate(0.0, -cancelled).p == 1.0
 
 
 def test_same_seed_gives_the_same_numbers_and_another_seed_others() -> None:

@@ -11,7 +11,8 @@ from actors.errors import UserError
 from evaluation.bench import Bench
 from evaluation.config import EvaluationConfig
 from evaluation.evaluate import Conditions, evaluate
-from evaluation.transfer import TRANSFER_FILE, places, read_transfer, transfer, transfer_table
+from evaluation.gates import transfer_gate
+from evaluation.transfer import SHARE, TRANSFER_FILE, places, read_transfer, transfer, transfer_table
 from tests.evaluation.fakes import ENGINE, FakeBackbone, open_fake_bench, saved_policy
 
 CONFIG = EvaluationConfig(
@@ -76,6 +77,24 @@ def test_a_cell_is_what_an_evaluation_under_its_conditions_says(tmp_path: Path) 
     markdown = transfer_table(cells).markdown()
     assert markdown.count("feature\\_dim 3") == 2
     assert markdown.count("fake (own)") == 2
+
+
+def test_the_policys_own_weights_are_no_other_backbone_whatever_they_are_called(tmp_path: Path) -> None:
+    bench = replace(open_fake_bench(), outputs=("image_reward", "clip_score"))
+    (cell,) = transfer(
+        saved_policy(tmp_path / "policy"),
+        tmp_path / "run",
+        replace(CONFIG, resamples=1_000),
+        backbones=["a/copy/of/fake"],
+        solvers=[("dpmpp", 6)],
+        datasets=["shapes"],
+        recipe=lambda backbone, config: lambda: bench,
+    )
+    assert cell.own_backbone
+    assert transfer_gate([cell]).passed is None
+    assert cell.clip_ratio is not None
+    assert cell.clip_p is not None
+    assert (cell.clip_p < 0.025) is (cell.clip_ratio[1] > SHARE)
 
 
 def test_without_a_matrix_there_are_no_cells_and_a_damaged_one_is_one_line(tmp_path: Path) -> None:

@@ -60,6 +60,11 @@ def pairs(sets: list[ImageSet]) -> list[Pair]:
     return draw_pairs(sets)
 
 
+def test_two_methods_of_one_name_are_refused_before_anything_is_asked(sets: list[ImageSet]) -> None:
+    with pytest.raises(UserError, match="'light': two sets of images of that name"):
+        draw_pairs([*sets, sets[0]])
+
+
 @pytest.fixture
 def server() -> Iterator[ChatServer]:
     with chat_server() as started:

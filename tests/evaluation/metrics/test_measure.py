@@ -236,6 +236,17 @@ def test_pictures_of_another_world_have_no_verifier(tmp_path: Path) -> None:
     assert reason(results["cats"]["nfe"]) == "cats has images without 'nfe'"
 
 
+def test_images_that_shared_a_set_with_pictures_of_another_world_are_measured_in_their_own(
+    tmp_path: Path,
+) -> None:
+    own = scenes(2, 1)
+    stranger = {**own[0], "prompt": "a photo of a cat in the rain"}
+    sets = read_sets(write_table(tmp_path / "images.parquet", {"a mixed": [stranger, *own], "own": own}))
+    results = measure(sets, MetricsConfig(("strict",)), tmp_path / "out")
+    assert reason(results["a mixed"]["strict"]).startswith("not of the embedded world")
+    assert number(results["own"]["strict"]).images == 2
+
+
 class InterruptedHereError(RuntimeError):
     """The end of a process, as far as a test can have it."""
 

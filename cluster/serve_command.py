@@ -80,12 +80,11 @@ def serve_model(
     """Serve until SIGTERM or Ctrl-C (or until `stop` is set); 0 once everything admitted is answered."""
     options.check()
     token = options.token()
-    from cluster.runs import settings_of
     from cluster.serving.models import ModelSource, check_source
 
     source = ModelSource(model, runs_dir.absolute(), tracking_uri, options.device)
     version = check_source(source)
-    device = options.device or settings_of(source.folder(version)).evaluation.device
+    device = options.device or source.settings(version).evaluation.device
 
     import ray
 

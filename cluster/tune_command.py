@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from actors.errors import UserError
+from actors.errors import UserError, redacted
 from cluster.promotion import Gate, promote_version
 from cluster.runs import free_name
 from cluster.train_command import FAILED, INTERRUPTED, check_inputs, check_reward_models
@@ -105,7 +105,7 @@ def _prepare(sweep: Sweep, overrides: Sequence[str], folder: Path) -> Prepared:
     check_inputs(settings)
     check_reward_models(settings)
     uri = settings.run.registry.tracking_uri or registry.tracking_uri(folder.parent)
-    prepared = prepare(sweep, overrides, folder, uri)
+    prepared = prepare(sweep, [redacted(text) for text in overrides], folder, uri)
     for spec in prepared.specs:
         for text in spec.overrides:
             if text.startswith(_HEAD) and not Path(text.removeprefix(_HEAD)).is_file():
@@ -169,7 +169,7 @@ def _record(prepared: Prepared, outcomes: Mapping[str, Outcome]) -> None:
         tracking = SweepTracking(prepared.folder, prepared.sweep, prepared.tracking_uri, settings.experiment)
         tracking.send(outcomes, files)
     except Exception as error:  # whatever a server, a proxy or a database may raise
-        reason = (str(error).splitlines() or [""])[0]
+        reason = redacted((str(error).splitlines() or [""])[0])
         typer.echo(
             f"not recorded in MLflow: {type(error).__name__}: {reason}; --resume tries again", err=True
         )

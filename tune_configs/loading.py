@@ -41,7 +41,9 @@ class Settings(NamedTuple):
 
     def to_yaml(self) -> str:
         """The configuration in full, as `settings_from_yaml` reads it back."""
-        return OmegaConf.to_yaml(OmegaConf.create({**asdict(self.run), _EVALUATION: asdict(self.evaluation)}))
+        return OmegaConf.to_yaml(
+            OmegaConf.create({**self.run.as_dict(), _EVALUATION: asdict(self.evaluation)})
+        )
 
 
 class _Value(NamedTuple):

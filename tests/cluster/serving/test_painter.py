@@ -234,6 +234,39 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(
     painter.close()
 
 
+def test_a_version_that_could_not_be_fetched_is_tried_again(
+    registry: tuple[Path, Callable[[int], str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runs_dir, promote = registry
+    promote(0)
+    painter = Painter(ModelSource("addiffusion-shapes@champion", runs_dir), PainterSettings(poll_s=3600.0))
+    promote(1)
+    tries = 0
+
+    def unreachable(source: ModelSource, version: str) -> Path:
+        nonlocal tries
+        tries += 1
+        cause = OSError("http://someone:hidden-word@registry does not answer")
+        raise cause if tries > 1 else UserError("not in the registry") from cause
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelSource, "folder", unreachable)
+        painter.look_at_alias()
+        painter.look_at_alias()
+        assert tries == 1, "not at every look"
+        patched.setattr(painter, "_try_again_at", 0.0)
+        painter.look_at_alias()
+        assert tries == 2
+    assert painter.model.card.version == "1"
+    assert "hidden-word" not in caplog.text
+    painter._try_again_at = 0.0
+    painter.look_at_alias()
+    assert painter.model.card.version == "2"
+    painter.close()
+
+
 def test_names_that_lead_nowhere_are_one_line(registry: tuple[Path, Callable[[int], str]]) -> None:
     runs_dir, promote = registry
     for name in ("nothing", "addiffusion-shapes@champion", "addiffusion-shapes/7"):

@@ -122,9 +122,9 @@ def serve_model(
     stopping = stop if stop is not None else threading.Event()
     patience_s = _SETTLING_S if options.address is None else trained.run.resources.patience_s
     with contextlib.ExitStack() as running:
-        signals = running.enter_context(_until_signal(stopping))
+        running.enter_context(connected(options.address, max(os.cpu_count() or 1, options.replicas + 1)))
+        signals = running.enter_context(_until_signal(stopping))  # after ray.init, which takes SIGTERM over
         try:
-            running.enter_context(connected(options.address, max(os.cpu_count() or 1, options.replicas + 1)))
             application.check_room(settings, patience_s, typer.echo)
             ingress = running.enter_context(application.served(source, settings))
         except _SignalledError:
@@ -168,8 +168,9 @@ class _until_signal:  # noqa: N801  (a context manager, read as a verb)
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame: object) -> None:
-        if not self.ready:
-            raise _SignalledError
-        if self._stopping.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = self._stopping.is_set()
         self._stopping.set()
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not again and not self.ready:
+            raise _SignalledError

@@ -79,9 +79,9 @@ class Front:
             redoc_url=None,
         )
         self._route(app, "/v1/images/generations", self.generations, "POST", responses=_GENERATIONS)
-        self._route(app, "/v1/models", self.models, "GET", responses=_only(401, 421, 503))
+        self._route(app, "/v1/models", self.models, "GET", responses=_only(400, 401, 421, 503))
         self._route(app, "/metrics", self.metrics, "GET", response_class=PlainTextResponse)
-        self._route(app, "/healthz", self.healthz, "GET", token=False, responses=_only(421, 503))
+        self._route(app, "/healthz", self.healthz, "GET", token=False, responses=_only(400, 421, 503))
         self._route(app, "/", self.page, "GET", token=False, response_class=HTMLResponse)
         app.add_exception_handler(HTTPException, _http_error)
         app.add_exception_handler(RequestValidationError, _http_error)

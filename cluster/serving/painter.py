@@ -50,6 +50,7 @@ class Painter:
         self._loop = ServingLoop(slots=settings.slots, torch_threads=settings.torch_threads)
         self.model = open_model(source, source.version())
         self._refused_version: str | None = None
+        self._failing_version: str | None = None
         self._failures = 0
         self._try_again_at = 0.0
         self._closed = threading.Event()
@@ -133,10 +134,12 @@ class Painter:
             version = self._source.version()
             if version in (self.model.card.version, self._refused_version):
                 return
-            if self._failures and time.monotonic() < self._try_again_at:
+            if version != self._failing_version:
+                self._failing_version, self._failures = version, 0
+            elif time.monotonic() < self._try_again_at:
                 return
             self.model = open_model(self._source, version, beside=self.model)
-            self._refused_version, self._failures = None, 0
+            self._refused_version = self._failing_version = None
             log.info("new images are painted by version %s", version)
         except Exception as error:
             if version is not None and _is_about_content(error):

@@ -123,7 +123,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, trials: Trial
 
 def test_a_sweep_elsewhere_is_gone_on_with_by_its_path(say: Say, trials: Trials) -> None:
     trials.limit = 1
-    code, out, _ = say("tune", "sweep=lr", UNTRACKED, "name=mine", "runs_dir=else where")
+    code, out, _ = say("tune", "sweep=lr", UNTRACKED, "name=mine", "runs_dir=elsewhere")
     assert code == 130
     told = next(line for line in out.splitlines() if "go on with: addiffusion " in line)
     trials.limit = 100

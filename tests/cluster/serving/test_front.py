@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from cluster.serving.events import PaintRequest, Refused
 from cluster.serving.generation import LAST_TRY, Limits
 from cluster.serving.limits import AccessRules, digest_of
 from tests.cluster.serving.painters import (
+    CARD,
     Desk,
     FakePainters,
     assert_is_error,
@@ -217,7 +219,7 @@ def test_healthz_does_not_wait_behind_images() -> None:
         asked = asyncio.create_task(desk.ask())
         while not desk.painters.painting:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(1.1)  # until the card is too old to be told again
+        desk.front._card = (-math.inf, CARD)  # too old to be told again without asking
         assert (await asyncio.wait_for(desk.client.get("/healthz"), 4)).status_code == 200
         desk.painters.hold.set()
         assert (await asked).status_code == 200

@@ -112,10 +112,10 @@ def decide(
     scorer: QualityScorer | None,
     deciding: Sequence[Episode],
     previewed: Sequence[Episode] = (),
-) -> list[Episode]:
+) -> None:
     """One batched decision, and the looks that it asks for; `previewed` of them record what was shown.
 
-    Returns the episodes that decide again at once, as after a look.
+    Whoever looked is in the state "deciding" again.
     """
     if observer.scores_every_decision:
         _look(engine, scorer, [episode for episode in deciding if not episode.looked_here])
@@ -133,7 +133,6 @@ def decide(
     for episode, action in zip(deciding, choices.tolist(), strict=True):
         engine.act(episode, action)
     _look(engine, scorer, [episode for episode in deciding if episode.state == "looking"])
-    return [episode for episode in deciding if episode.state == "deciding"]
 
 
 def _look(engine: Engine, scorer: QualityScorer | None, episodes: Sequence[Episode]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from actors.errors import redacted
+
 
 @dataclass(frozen=True)
 class Check:
@@ -21,5 +23,5 @@ def guarded(name: str, examine: Callable[[], Check]) -> Check:
     try:
         return examine()
     except Exception as error:  # whatever a broken installation raises belongs into its row
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = redacted(" ".join(str(error).split())) or type(error).__name__
         return Check(name, False, type(error).__name__, reason)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from actors.errors import redacted
 from cluster import gpu_checks, ray_checks
 from cluster.check import Check, guarded
 from cluster.runs import existing_parent
@@ -31,8 +32,6 @@ DISK_GIB = 2.0
 FULL_DISK = 0.95
 #: Seconds that a tracking server has for its answer.
 MLFLOW_TIMEOUT_S = 5
-#: Scorers' options whose value is a hub id or a folder in transformers' format.
-TRANSFORMERS_OPTIONS = ("dino.model", "pick_score.model", "pick_score.processor")
 
 
 def checks(settings: Settings) -> Iterator[Check]:
@@ -195,7 +194,7 @@ def mlflow_store(run: RunConfig) -> Check:
 
     with impatient():
         mlflow.MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    return Check("MLflow registry", True, uri)
+    return Check("MLflow registry", True, redacted(uri))
 
 
 @contextmanager

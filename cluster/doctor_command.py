@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.check import Check, guarded
@@ -35,7 +36,8 @@ def examine(overrides: Sequence[str], *, gpu: str | None = None) -> int:
     for check in (*checks(settings), *rows):
         failed += not check.passed
         mark = "[green]ok[/green]" if check.passed else "[red]missing[/red]"
-        table.add_row(mark, check.name, check.found, "" if check.passed else check.hint)
+        told = (check.name, check.found, "" if check.passed else check.hint)
+        table.add_row(mark, *map(escape, told))  # brackets in what was found are no markup
     console = Console()
     console.print(table)
     if parts:
@@ -69,5 +71,5 @@ def parts_table(parts: Sequence[ProcessMemory]) -> Table:
     table = Table("GiB", "weights, activations, state, margin", "total", box=None)
     for each in parts:
         told = ", ".join(f"{name} {size:.2f}" for name, size in each.parts().items())
-        table.add_row(each.what, told, f"{each.total / 2**30:.2f}")
+        table.add_row(escape(each.what), told, f"{each.total / 2**30:.2f}")
     return table

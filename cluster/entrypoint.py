@@ -135,7 +135,7 @@ def _named(arguments: Sequence[str], folder: Path) -> list[str]:
         if not value or value.startswith(("-", "/")) or option in ("runs_dir", "--runs-dir", "name"):
             continue
         inside = os.path.normpath(value)
-        if not (folder / inside).exists():
+        if not _is_there(folder / inside):
             continue
         if inside.startswith(".."):
             raise UserError(
@@ -144,3 +144,11 @@ def _named(arguments: Sequence[str], folder: Path) -> list[str]:
             )
         named.append(inside)
     return named
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it is the path of something; a prompt may be longer than a file's name can be."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

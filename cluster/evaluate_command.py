@@ -13,17 +13,17 @@ from typing import Any
 import typer
 
 from actors.errors import UserError
-from cluster.runs import CONFIG, find_policy, settings_of
+from cluster.runs import CONFIG, find_policy, settings_by_name
 from evaluation.config import EvaluationConfig
 
 
 def evaluate_and_report(policy: str, overrides: Sequence[str], *, runs_dir: Path) -> None:
     """Evaluate a run's policy, a policy's folder, or a registered model.
 
-    The options are the run's own, or for other policies those of config.yaml, changed by `overrides`.
+    The options are those of the policy's run, changed by `overrides`.
     """
     policy_dir = find_policy(policy, runs_dir)
-    settings = settings_of(policy_dir, overrides)
+    settings = settings_by_name(policy, runs_dir, overrides)
     in_run = (policy_dir.parent / CONFIG).is_file()
     run_dir = policy_dir.parent if in_run else runs_dir / f"evaluation-{Path(policy).name}"
     run_evaluation(policy_dir, settings.evaluation, run_dir, tracking_uri=settings.run.registry.tracking_uri)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.runs import find_policy, find_run, settings_of
+from cluster.runs import find_policy, find_run, settings_by_name
 from evaluation.tables import outcome_of
 
 _COLOURS = {True: "green", False: "red", None: "dim"}
@@ -57,7 +57,7 @@ def run_transfer(
     from evaluation.transfer import places, transfer, transfer_table
 
     policy_dir = find_policy(policy, runs_dir)
-    config = settings_of(policy_dir, overrides).evaluation
+    config = settings_by_name(policy, runs_dir, overrides).evaluation
     run_dir = policy_dir.parent
     cells = transfer(
         policy_dir,

@@ -18,10 +18,11 @@ from rich.table import Table
 from actors.errors import UserError
 from actors.files import written_aside
 from actors.prompts import MAX_WORDS
-from cluster.runs import find_policy, newest_policy, settings_of
+from cluster.runs import find_policy, newest_policy, settings_by_name, settings_of
 
 if TYPE_CHECKING:
     from actors.contracts import EpisodeResult, Images
+    from evaluation.config import EvaluationConfig
 
 
 def generate_picture(
@@ -30,8 +31,13 @@ def generate_picture(
     """Write the picture to `out` (its suffix says the format) and print a table of the decisions."""
     check_request(prompt, seed, max_nfe)
     check_picture_path(out)
-    policy_dir = newest_policy(runs_dir) if model is None else find_policy(model, runs_dir)
-    result, image_HWC = _paint(policy_dir, prompt, seed, max_nfe)
+    if model is None:
+        policy_dir = newest_policy(runs_dir)
+        config = settings_of(policy_dir).evaluation
+    else:
+        policy_dir = find_policy(model, runs_dir)
+        config = settings_by_name(model, runs_dir).evaluation
+    result, image_HWC = _paint(policy_dir, config, prompt, seed, max_nfe)
     write_picture(image_HWC, out)
     Console().print(decision_table(result))
     typer.echo(
@@ -80,14 +86,16 @@ def decision_table(result: EpisodeResult) -> Table:
     return table
 
 
-def _paint(policy_dir: Path, prompt: str, seed: int, max_nfe: int | None) -> tuple[EpisodeResult, Images]:
+def _paint(
+    policy_dir: Path, config: EvaluationConfig, prompt: str, seed: int, max_nfe: int | None
+) -> tuple[EpisodeResult, Images]:
     from actors.contracts import EpisodeRequest
     from actors.rollout import rollout
     from evaluation.bench import bench_recipe
     from evaluation.methods import read_policy
 
     policy = read_policy(policy_dir, greedy=True, seed=seed)
-    bench = bench_recipe(policy.trained.backbone, settings_of(policy_dir).evaluation)()
+    bench = bench_recipe(policy.trained.backbone, config)()
     opened = policy.open(bench)
     (result,) = rollout(
         opened.engine,

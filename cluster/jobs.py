@@ -32,9 +32,19 @@ PATIENCE_S = 120.0
 """How long a job server may be away while a job is followed."""
 _CONNECT_S = 10.0
 _POLL_S = 1.0
+#: What Ray's client says of a job that the server does not know.
+_NOT_FOUND = "status code 404"
 #: By these Ray's client overrides the address that it is given.
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _Answer = TypeVar("_Answer")
+
+
+class _OutputError(Exception):
+    """What a log is written to is closed, or full."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def default_address() -> str:
@@ -70,7 +80,7 @@ def details(client: JobSubmissionClient, job: str) -> JobDetails:
     try:
         return client.get_job_info(job)
     except RuntimeError as error:
-        if "404" not in str(error):
+        if _NOT_FOUND not in str(error):
             raise
         known = ", ".join(sorted(each.submission_id for each in client.list_jobs() if each.submission_id))
         raise UserError(f"job '{job}': not found; known: {known or 'none'}") from error
@@ -90,11 +100,17 @@ def follow(client: JobSubmissionClient, job: str, write: Callable[[str], object]
             passed += len(chunk)
             if fresh:
                 shown = passed
-                write(fresh)
+                try:
+                    write(fresh)
+                except OSError as error:  # our own output's, not the connection's
+                    raise _OutputError(error) from error
 
     while True:
-        with suppress(aiohttp.ClientError, OSError, RuntimeError):  # the server says whether the job goes on
-            asyncio.run(stream())
+        try:
+            with suppress(aiohttp.ClientError, OSError, RuntimeError):  # the server says whether it goes on
+                asyncio.run(stream())
+        except _OutputError as error:
+            raise error.error from None
         found = _patient(lambda: details(client, job))
         if found.status.is_terminal():
             whole = _patient(lambda: client.get_job_logs(job))

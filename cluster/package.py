@@ -51,6 +51,13 @@ def collect(
         raise UserError(f"--working-dir={folder}: no such folder")
     wanted = [PurePosixPath(name) for name in (*named, *([WORLD] if world else ()))]
     files = dict(_walk(folder, wanted, excludes))
+    for name in named:
+        if not any(_is_in(file, name) for file in files) and _holds_files(folder / name):
+            raise UserError(
+                f"{name}: the command names it, but it does not travel: hidden files, links to folders, "
+                f"{', '.join(NEVER)} and what --exclude says never do; move it, or put it on a folder that "
+                "all nodes share and give its absolute path"
+            )
     if (folder / "cluster" / "cli.py").is_file():
         return files
     for package in PACKAGES:
@@ -103,6 +110,15 @@ def _walk(
             path = Path(current) / name
             if path.is_file() and _travels(inside / here / name, wanted, excludes):
                 yield str(here / name), path
+
+
+def _is_in(file: str, name: str) -> bool:
+    """Whether a file is the named one, or in the named folder."""
+    return PurePosixPath(name) in (PurePosixPath(file), *PurePosixPath(file).parents)
+
+
+def _holds_files(path: Path) -> bool:
+    return path.is_file() or any(one.is_file() for one in path.rglob("*"))
 
 
 def _travels(path: PurePosixPath, wanted: Sequence[PurePosixPath], excludes: Sequence[str]) -> bool:

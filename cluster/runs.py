@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.errors import UserError
-from actors.policy import WEIGHTS_FILE
+from actors.policy import WEIGHTS_FILE, load_policy
 from tune_configs.conversion import nearest
-from tune_configs.loading import Settings, compose, settings_from_yaml
+from tune_configs.loading import Settings, compose, settings_from_stored, settings_from_yaml
 
 CONFIG = "config.yaml"
 
@@ -87,6 +87,41 @@ def run_policy(name: str, runs_dir: Path) -> Path | None:
 
 
 def settings_of(policy_dir: Path, overrides: Sequence[str] = ()) -> Settings:
-    """The settings that a policy was trained with, or where its run is not at hand those of config.yaml."""
+    """The settings that a policy in a folder was trained with.
+
+    Where its run is not at hand they are those of config.yaml, on the backbone that the policy itself names.
+    """
     stored = policy_dir.parent / CONFIG
-    return settings_from_yaml(stored, overrides) if stored.is_file() else compose(overrides)
+    if stored.is_file():
+        return settings_from_yaml(stored, overrides)
+    backbone = load_policy(policy_dir)[1].get("backbone_config")
+    if backbone is None:  # a policy of an earlier version
+        return compose(overrides)
+    return compose(overrides, backbone)
+
+
+def settings_by_name(name: str, runs_dir: Path, overrides: Sequence[str] = ()) -> Settings:
+    """`settings_of` what `find_policy` finds; of a registered model those that are registered with it."""
+    if (policy_dir := run_policy(name, runs_dir)) is not None:
+        return settings_of(policy_dir, overrides)
+    from learner import registry
+
+    return registered_settings(name, registry.tracking_uri(runs_dir), overrides)
+
+
+def registered_settings(name: str, uri: str, overrides: Sequence[str] = ()) -> Settings:
+    """The settings that a registered model (name@alias, name/version) was trained with.
+
+    Raises UserError for a version that was registered without them.
+    """
+    from learner.champions import Champions
+
+    champions = Champions(uri)
+    version = champions.find(name)
+    config = champions.config(version)
+    if config is None or "backbone" not in config:
+        raise UserError(
+            f"model '{version.label}': was registered without the options of its run, so that device and "
+            "reward models are not known; give the run's own folder"
+        )
+    return settings_from_stored(config, f"model '{version.label}'", overrides)

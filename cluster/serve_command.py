@@ -6,6 +6,7 @@ served without a token; what was asked before the end is answered.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -19,6 +20,10 @@ from actors.errors import UserError
 from cluster.serving.limits import digest_of, is_loopback
 
 MIN_TOKEN_CHARACTERS = 16
+INTERRUPTED = 130
+"""The exit code that shells give for Ctrl-C."""
+_SETTLING_S = 30.0
+"""A Ray of one's own has nobody to wait for, but processes of an earlier one take a moment to end."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,10 @@ class ServeOptions:
             raise UserError(f"--port={self.port}: give a whole number from 1 to 65535")
 
     def token(self) -> str | None:
-        """The token, from its environment variable; UserError where there has to be one."""
+        """The token, taken out of its environment variable, as Ray's processes inherit the environment.
+
+        UserError where there has to be one.
+        """
         if self.token_variable is None:
             if is_loopback(self.host):
                 return None
@@ -66,6 +74,7 @@ class ServeOptions:
                 f"--token-variable={self.token_variable}: it has to hold at least {MIN_TOKEN_CHARACTERS}"
                 " printable characters"
             )
+        del os.environ[self.token_variable]
         return token
 
 
@@ -77,15 +86,18 @@ def serve_model(
     tracking_uri: str | None,
     stop: threading.Event | None = None,
 ) -> int:
-    """Serve until SIGTERM or Ctrl-C (or until `stop` is set); 0 once everything admitted is answered."""
+    """Serve until SIGTERM or Ctrl-C (or until `stop` is set); 0 once everything admitted is answered.
+
+    130 if the signal came before anything was served.
+    """
     options.check()
     token = options.token()
-    from cluster.runs import settings_of
     from cluster.serving.models import ModelSource, check_source
 
     source = ModelSource(model, runs_dir.absolute(), tracking_uri, options.device)
     version = check_source(source)
-    device = options.device or settings_of(source.folder(version)).evaluation.device
+    trained = source.settings(version)
+    device = options.device or trained.evaluation.device
 
     import ray
 
@@ -108,11 +120,17 @@ def serve_model(
     )
     typer.echo(f"starting {source.public_name}, version {version} ...")
     stopping = stop if stop is not None else threading.Event()
-    with (
-        connected(options.address, max(os.cpu_count() or 1, options.replicas + 1)),
-        _until_signal(stopping),
-        application.served(source, settings) as ingress,
-    ):
+    patience_s = _SETTLING_S if options.address is None else trained.run.resources.patience_s
+    with contextlib.ExitStack() as running:
+        running.enter_context(connected(options.address, max(os.cpu_count() or 1, options.replicas + 1)))
+        signals = running.enter_context(_until_signal(stopping))  # after ray.init, which takes SIGTERM over
+        try:
+            application.check_room(settings, patience_s, typer.echo)
+            ingress = running.enter_context(application.served(source, settings))
+        except _SignalledError:
+            typer.echo("stopped before it was ready")
+            return INTERRUPTED
+        signals.ready = True
         shown = f"[{options.host}]" if ":" in options.host else options.host
         typer.echo(f"ready: http://{shown}:{options.port}")
         stopping.wait()
@@ -125,24 +143,34 @@ def serve_model(
     return 0
 
 
+class _SignalledError(BaseException):
+    """A signal, while nothing is served yet that would have to be finished."""
+
+
 class _until_signal:  # noqa: N801  (a context manager, read as a verb)
-    """SIGTERM and Ctrl-C set the event; a second Ctrl-C ends the process as usual."""
+    """Once `ready`, SIGTERM and Ctrl-C set the event, and a second Ctrl-C ends the process as usual; before
+    that they raise _SignalledError, whatever is being waited for.
+    """
 
     def __init__(self, stopping: threading.Event) -> None:
+        self.ready = False
         self._stopping = stopping
         self._before: dict[int, Callable[..., object] | int | None] = {}
 
-    def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._stop)
+    def __enter__(self) -> _until_signal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._stop)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _stop(self, number: int, frame: object) -> None:
-        if self._stopping.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = self._stopping.is_set()
         self._stopping.set()
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not again and not self.ready:
+            raise _SignalledError

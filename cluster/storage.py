@@ -19,7 +19,7 @@ RUNS = "runs"
 _WRITE_RUNS = {("train",), ("tune",), ("offline",), ("baselines", "run"), ("rewards", "calibrate")}
 _REGISTER = {("train",), ("tune",), ("offline",)}
 #: Parameters that say where a command reads runs or leaves results.
-_PLACES = ("runs_dir", "out", "json_file")
+_PLACES = ("runs_dir", "out", "json_file", "folder")
 _ABSOLUTE = re.compile(r"/[\w./+@-]*")
 _GIVE = "give --storage FOLDER, a folder that all nodes share"
 
@@ -61,8 +61,10 @@ def kept(
             )
     for name in _PLACES:
         value = parsed.values.get(name)
-        if value is None or Path(value).is_absolute() or parsed.values.get("tracking_uri") is not None:
+        if value is None or Path(value).is_absolute():
             continue
+        if name == "runs_dir" and parsed.values.get("tracking_uri") is not None:
+            continue  # it would only say where the registry is
         option = parsed.options[name]
         if storage is None:
             raise UserError(

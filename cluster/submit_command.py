@@ -1,8 +1,9 @@
 """`addiffusion submit`: one of our commands as a job of a Ray cluster.
 
-Always true here: values of --env are in the request and nowhere else; nothing is sent before the command has
-been read, the files measured and the cluster reached; what is said of the job goes to standard error, its own
-output to standard output.
+Always true here: values of --env are neither printed nor logged here, nor part of the job's command line (Ray
+itself keeps them with the job, and logs them on its nodes); nothing is sent before the command has been read,
+the files measured and the cluster reached; what is said of the job goes to standard error, its own output to
+standard output.
 """
 
 from __future__ import annotations

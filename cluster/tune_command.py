@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from actors.errors import UserError
+from actors.errors import UserError, redacted
 from cluster.promotion import Gate, promote_version
 from cluster.runs import free_name
 from cluster.train_command import FAILED, INTERRUPTED, check_inputs, check_reward_models
@@ -72,6 +72,12 @@ def find_sweep(name: str, runs_dir: Path) -> Path:
     raise UserError(f"sweep '{name}': not found in {runs_dir}; {listed}{nearest(name, known)}")
 
 
+def _given(folder: Path) -> str:
+    """How a command line names a sweep: by its name where that finds it, else by its path."""
+    usual = Path(compose().run.runs_dir) / folder.name
+    return shlex.quote(folder.name if usual.absolute() == folder.absolute() else str(folder))
+
+
 def _new_sweep(overrides: Sequence[str]) -> tuple[Sweep, list[str], Path]:
     """The sweep that the overrides name, those that are for its trials, and a folder that is free."""
     chosen = [text.partition("=") for text in overrides if text.partition("=")[0] in STUDIES]
@@ -89,7 +95,9 @@ def _new_sweep(overrides: Sequence[str]) -> tuple[Sweep, list[str], Path]:
     wanted = file if group == "sweep" else f"{group}-{file}"
     folder = runs_dir / (name or _free(wanted, runs_dir))
     if folder.exists():
-        raise UserError(f"name={folder.name}: {folder} exists; --resume {folder.name} goes on with a sweep")
+        raise UserError(
+            f"name={folder.name}: {folder} exists; --resume {_given(folder)} goes on with a sweep"
+        )
     return sweep, rest, folder
 
 
@@ -105,7 +113,7 @@ def _prepare(sweep: Sweep, overrides: Sequence[str], folder: Path) -> Prepared:
     check_inputs(settings)
     check_reward_models(settings)
     uri = settings.run.registry.tracking_uri or registry.tracking_uri(folder.parent)
-    prepared = prepare(sweep, overrides, folder, uri)
+    prepared = prepare(sweep, [redacted(text) for text in overrides], folder, uri)
     for spec in prepared.specs:
         for text in spec.overrides:
             if text.startswith(_HEAD) and not Path(text.removeprefix(_HEAD)).is_file():
@@ -136,11 +144,13 @@ def _run(prepared: Prepared) -> tuple[int, list[Row], dict[str, Outcome]]:
     failed = sum(outcome.status == "failed" for outcome in outcomes.values())
     if ended < planned:
         typer.echo(
-            f"{ended} of {planned} trials have ended; go on with: addiffusion tune --resume {folder.name}"
+            f"{ended} of {planned} trials have ended; go on with: addiffusion tune --resume {_given(folder)}"
         )
         return INTERRUPTED, rows, outcomes
     if failed:
-        typer.echo(f"{failed} of {planned} failed; try them again: addiffusion tune --resume {folder.name}")
+        typer.echo(
+            f"{failed} of {planned} failed; try them again: addiffusion tune --resume {_given(folder)}"
+        )
     return (FAILED if failed else 0), rows, outcomes
 
 
@@ -169,7 +179,7 @@ def _record(prepared: Prepared, outcomes: Mapping[str, Outcome]) -> None:
         tracking = SweepTracking(prepared.folder, prepared.sweep, prepared.tracking_uri, settings.experiment)
         tracking.send(outcomes, files)
     except Exception as error:  # whatever a server, a proxy or a database may raise
-        reason = (str(error).splitlines() or [""])[0]
+        reason = redacted((str(error).splitlines() or [""])[0])
         typer.echo(
             f"not recorded in MLflow: {type(error).__name__}: {reason}; --resume tries again", err=True
         )
@@ -191,7 +201,7 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
     best = best_variants(sweep, table(sweep, specs.values(), outcomes), sweep.config.promoted)
     if not best:
         raise UserError(
-            f"--long={folder.name}: no variant has finished; addiffusion tune --resume {folder.name}"
+            f"--long={folder.name}: no variant has finished; addiffusion tune --resume {_given(folder)}"
         )
     by_label = {label: spec for spec in specs.values() for label in spec.labels}
     longer = tuple(sweep.config.long) + tuple(overrides)

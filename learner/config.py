@@ -8,13 +8,14 @@ names the option, the value and what is accepted.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from actors.backbones.config import BackboneConfig
 from actors.engine import EngineConfig
-from actors.errors import UserError
+from actors.errors import HIDDEN, UserError, redacted
 from actors.observations import ObservationConfig
 from actors.prompts import Columns, Prompt, load_prompts
 from learner.algorithm_settings import AlgorithmSettings
@@ -107,7 +108,8 @@ class RegistryConfig:
 
     enabled: False trains without MLflow; tracking_uri: None is a sqlite file in `runs_dir`;
     experiment: MLflow's experiment; alias: set on the new version; patience_s: how long registering is
-    tried where MLflow does not answer.
+    tried where MLflow does not answer. User and password of the address are not stored with a run: what
+    goes on with it takes them from MLFLOW_TRACKING_URI again.
     """
 
     enabled: bool = True
@@ -115,6 +117,16 @@ class RegistryConfig:
     experiment: str = "addiffusion"
     alias: str = "candidate"
     patience_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        given = os.environ.get("MLFLOW_TRACKING_URI", "")
+        if f"://{HIDDEN}@" in (self.tracking_uri or "") and redacted(given) == self.tracking_uri:
+            object.__setattr__(self, "tracking_uri", given)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data to be stored or shown, without user and password of the address."""
+        uri = self.tracking_uri
+        return asdict(self) | {"tracking_uri": None if uri is None else redacted(uri)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ class RunConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dicts, lists and scalars, as YAML and JSON take them."""
-        plain = _plain(asdict(self))
+        plain = _plain(asdict(self) | {"registry": self.registry.as_dict()})
         assert isinstance(plain, dict)
         return plain
 

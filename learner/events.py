@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from actors.errors import redacted
 from learner.json_lines import JsonLines, read_rows
 
 FILE = "events.jsonl"
@@ -55,7 +56,8 @@ class EventLog:
         self, kind: Kind, sentence: str, numbers: Mapping[str, float] | None = None, *, stops: bool = False
     ) -> None:
         """Write an event of the present iteration, and show it."""
-        event = Event(time.time(), self.iteration, kind, sentence, dict(numbers or {}), stops)
+        told = redacted(sentence)  # libraries' errors repeat the address they were given
+        event = Event(time.time(), self.iteration, kind, told, dict(numbers or {}), stops)
         self._file.append(asdict(event))
         self._report({"phase": "event", **asdict(event)})
 

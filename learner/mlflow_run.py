@@ -18,9 +18,10 @@ import yaml
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from actors.errors import UserError
+from actors.errors import HIDDEN, UserError, redacted
 from actors.files import written_aside
 from learner import curves, pictures, registry
+from learner.config import RegistryConfig
 
 FILE = "tracking.json"
 #: MLflow takes at most 1000 metrics in one call.
@@ -52,9 +53,14 @@ class MlflowRun:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._run_dir = run_dir
         self._config = read_config(run_dir)
-        settings = self._config["registry"]
-        self.uri: str = settings["tracking_uri"] or registry.tracking_uri(run_dir.parent)
-        self._sent = _read(run_dir / FILE, self.uri)
+        uri = RegistryConfig(tracking_uri=self._config["registry"]["tracking_uri"]).tracking_uri
+        if uri is not None and f"://{HIDDEN}@" in uri:
+            raise UserError(
+                f"registry.tracking_uri={uri}: user and password are not stored; set MLFLOW_TRACKING_URI to "
+                "the whole address"
+            )
+        self.uri: str = uri or registry.tracking_uri(run_dir.parent)
+        self._sent = _read(run_dir / FILE, redacted(self.uri))
 
     def unsent(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Those of these rows of progress.jsonl whose points are not there yet."""

@@ -139,13 +139,17 @@ def policy_metadata(config: OfflineConfig, origin: Origin, iteration: int) -> di
 
 def _prepare(config: OfflineConfig, origin: Origin) -> None:
     """config.yaml, so that everything that takes a run takes this one; offline.yaml."""
-    told = {**origin.config, "name": config.name, "seed": config.seed, "runs_dir": config.runs_dir}
-    for name, content in (("config.yaml", told), ("offline.yaml", config.as_dict())):
+    for name, content in (("config.yaml", _run_config(config, origin)), ("offline.yaml", config.as_dict())):
         try:
             with written_aside(config.run_dir / name) as aside:
                 aside.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         except OSError as error:
             raise UserError(f"runs_dir={config.runs_dir}: cannot write there ({error.strerror})") from error
+
+
+def _run_config(config: OfflineConfig, origin: Origin) -> dict[str, Any]:
+    """The configuration of the run that gathered the episodes, under this run's name."""
+    return {**origin.config, "name": config.name, "seed": config.seed, "runs_dir": config.runs_dir}
 
 
 def _register(
@@ -175,7 +179,7 @@ def _new_version(
         run_id=registry.new_run(uri, config.registry.experiment, config.name, config.as_dict()),
         metrics={**kept, "behaviour_return": found.mean_return, "episodes": float(found.episodes)},
         step=kept["iteration"],
-        config=config.as_dict(),
+        config=_run_config(config, origin),
         tags={"backbone": origin.metadata["backbone"], "run_dir": str(config.run_dir), "ended": ended},
         alias=config.registry.alias,
     )

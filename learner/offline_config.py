@@ -92,7 +92,7 @@ class OfflineConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dicts, lists and scalars, as YAML takes them."""
-        plain = asdict(self)
+        plain = asdict(self) | {"registry": self.registry.as_dict()}
         for name in ("trajectories", "hidden"):
             if isinstance(plain[name], tuple):
                 plain[name] = list(plain[name])

@@ -41,7 +41,9 @@ class Settings(NamedTuple):
 
     def to_yaml(self) -> str:
         """The configuration in full, as `settings_from_yaml` reads it back."""
-        return OmegaConf.to_yaml(OmegaConf.create({**asdict(self.run), _EVALUATION: asdict(self.evaluation)}))
+        return OmegaConf.to_yaml(
+            OmegaConf.create({**self.run.as_dict(), _EVALUATION: asdict(self.evaluation)})
+        )
 
 
 class _Value(NamedTuple):
@@ -51,14 +53,16 @@ class _Value(NamedTuple):
     value: Any
 
 
-def compose(overrides: Sequence[str] = ()) -> Settings:
+def compose(overrides: Sequence[str] = (), backbone: Mapping[str, Any] | None = None) -> Settings:
     """The configuration that config.yaml chooses, changed by `overrides` from left to right.
 
-    overrides: "GROUP=FILE" or "OPTION=VALUE", in Hydra's grammar, or "@FILE", a YAML file of options.
+    overrides: "GROUP=FILE" or "OPTION=VALUE", in Hydra's grammar, or "@FILE", a YAML file of options;
+    backbone: options of the backbone that a policy was stored with, instead of config.yaml's.
     Raises UserError.
     """
     choices, values = _split(overrides)
-    return _settings(_tree([override.input_line for override in choices]), values)
+    tree = _tree([override.input_line for override in choices])
+    return _settings(tree if backbone is None else tree | {"backbone": backbone}, values)
 
 
 def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -66,13 +70,6 @@ def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
 
     A file without a section `evaluation` gets that of config.yaml. Raises UserError.
     """
-    choices, values = _split(overrides)
-    for override in choices:
-        if override.key_or_group != _EVALUATION:
-            raise UserError(
-                f"{override.input_line}: a run that exists keeps its files; give single options, "
-                f"for example ppo.iterations=100, or another evaluation="
-            )
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -81,12 +78,25 @@ def settings_from_yaml(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise UserError(f"{path}: not a readable configuration ({_first_line(error)})") from error
     if not isinstance(stored, dict):
         raise UserError(f"{path}: not a configuration; give a run that `addiffusion train` has made")
-    if _EVALUATION not in stored or choices:
-        stored[_EVALUATION] = _tree([override.input_line for override in choices])[_EVALUATION]
+    return settings_from_stored(stored, str(path), overrides)
+
+
+def settings_from_stored(stored: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Settings:
+    """The same, of a configuration that has been read already; source: where, for error messages."""
+    choices, values = _split(overrides)
+    for override in choices:
+        if override.key_or_group != _EVALUATION:
+            raise UserError(
+                f"{override.input_line}: a run that exists keeps its files; give single options, "
+                f"for example ppo.iterations=100, or another evaluation="
+            )
+    tree = dict(stored)
+    if _EVALUATION not in tree or choices:
+        tree[_EVALUATION] = _tree([override.input_line for override in choices])[_EVALUATION]
     try:
-        return _settings(stored, values)
+        return _settings(tree, values)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
 
 
 def compose_offline(overrides: Sequence[str] = ()) -> OfflineConfig:

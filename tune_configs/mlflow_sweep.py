@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from actors.errors import redacted
 from actors.files import written_aside
 from learner import registry
 from learner.json_lines import read_rows
@@ -40,7 +41,7 @@ class SweepTracking:
     def __init__(self, folder: Path, sweep: Sweep, uri: str, experiment: str) -> None:
         registry.quiet()
         self._folder, self._sweep, self._uri, self._experiment = folder, sweep, uri, experiment
-        self._sent = _read(folder / FILE, uri)
+        self._sent = _read(folder / FILE, redacted(uri))
 
     def send(self, outcomes: Mapping[str, Outcome], files: Sequence[Path] = ()) -> None:
         """Send what is not there yet of the trials that ended, and the tables."""
@@ -49,7 +50,7 @@ class SweepTracking:
         for trial, outcome in outcomes.items():
             if outcome.status != "failed" and trial not in self._sent.children:
                 run_id = self._child(client, parent, outcome)
-                self._keep(_Sent(self._uri, parent, {**self._sent.children, trial: run_id}))
+                self._keep(_Sent(self._sent.uri, parent, {**self._sent.children, trial: run_id}))
         statuses = [outcome.status for outcome in outcomes.values()]
         for status in ("finished", "stopped", "failed"):
             client.log_metric(parent, f"trials_{status}", statuses.count(status))
@@ -60,7 +61,7 @@ class SweepTracking:
         if self._sent.parent is None:
             config = {"sweep": self._sweep.title, "description": self._sweep.config.description}
             parent = registry.new_run(self._uri, self._experiment, self._folder.name, config)
-            self._keep(_Sent(self._uri, parent))
+            self._keep(_Sent(self._sent.uri, parent))
             return parent
         return self._sent.parent
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import ray
 import yaml
 
-from actors.errors import UserError
+from actors.errors import UserError, redacted
 from actors.files import written_aside
 from learner import session
 from learner.config import RunConfig
@@ -120,7 +120,7 @@ def run_sweep(
                 most=config.max_concurrent,
             )
             source = Proposed(prepared.planner, ledger) if config.searcher == "optuna" else Planned(missing)
-            place = Place(folder.absolute(), prepared.tracking_uri, Path.cwd())
+            place = Place(folder.absolute(), redacted(prepared.tracking_uri), Path.cwd())
             tuner = make_tuner(
                 config,
                 prepared.base.ppo.iterations,

@@ -22,6 +22,8 @@ node_names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head_node=${node_names%%$'\n'*}
 export ADDRESS="$head_node:${RAY_PORT:-6379}"
 export RAY_USAGE_STATS_ENABLED=0
+RAY_AUTH_TOKEN=$(openssl rand -hex 32) # of this job alone: whoever reaches Ray's ports may run anything
+export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds for all nodes to come up; Ray's own are 30
 
 # The same on every node; what a node offers follows from its place in the job.
@@ -40,4 +42,6 @@ export -f on_each_node
 
 # Where the time is up before the command has ended: addiffusion train --resume NAME goes on from the newest
 # checkpoint, in another job.
-srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" bash -c 'on_each_node "$@"' on_each_node "$@"
+# Since SLURM 22.05 srun does not take over sbatch's CPUs a task by itself.
+srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    bash -c 'on_each_node "$@"' on_each_node "$@"

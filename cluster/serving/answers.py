@@ -24,6 +24,7 @@ class Answer:
         self._seed = seed
         self._decisions: list[list[Decision]] = [[] for _ in range(count)]
         self._images: dict[int, Image] = {}
+        self._size = card.size
 
     def add(self, index: int, event: PaintEvent) -> dict[str, Any]:
         """What happened to an image; gives what there is to tell of it."""
@@ -36,6 +37,7 @@ class Answer:
             preview = event.preview_png
             return decision.model_dump() | ({} if preview is None else {"preview": data_url(preview)})
         assert isinstance(event, Finished), event
+        self._size = event.size  # of a version that may be newer than the card
         image = self._images[index] = Image(
             b64_json=base64.b64encode(event.png).decode(),
             seed=self._seed + index,
@@ -56,7 +58,7 @@ class Answer:
             created=int(time.time()),
             model=self._card.name,
             model_version=images[-1].model_version,
-            size=self._card.size,
+            size=self._size,
             data=images,
         ).model_dump()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ from cluster.serving.generation import Limits
 from cluster.serving.limits import AccessRules
 from cluster.serving.models import ModelSource
 from cluster.serving.painter import Painter, PainterSettings
+from learner.placement import Demand
+from learner.session import await_room
 
 APP = "addiffusion"
 _LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
@@ -141,26 +143,35 @@ def deploy(source: ModelSource, settings: ServingSettings, painter: type = Paint
         raise UserError(f"no painter could start: {_reason()}") from error
 
 
+def check_room(settings: ServingSettings, patience_s: float, say: Callable[[str], None]) -> None:
+    """Wait until the connected Ray has room for all painters, an autoscaler being told.
+
+    Raises UserError after `patience_s`, where Serve itself would go on waiting, and where Serve runs already.
+    """
+    _check_is_alone()
+    painters = Demand("painter", "--replicas", settings.replicas, settings.cpus, settings.gpus, None, "")
+    await_room([painters], patience_s, say)
+
+
 @contextlib.contextmanager
 def served(source: ModelSource, settings: ServingSettings, painter: type = Painter) -> Iterator[Any]:
     """`deploy`, and Serve's end with the context.
 
     Raises UserError where Serve runs already: its port and host are fixed then, and its end is not ours.
     """
-    if _runs_already():
-        raise UserError("Ray Serve is running on this Ray already; stop it first (serve shutdown)")
+    _check_is_alone()
     try:
         yield deploy(source, settings, painter)
     finally:
         serve.shutdown()
 
 
-def _runs_already() -> bool:
+def _check_is_alone() -> None:
     try:
         serve.context._get_global_client()
     except RayServeException:
-        return False
-    return True
+        return
+    raise UserError("Ray Serve is running on this Ray already; stop it first (serve shutdown)")
 
 
 def _reason() -> str:

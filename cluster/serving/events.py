@@ -49,6 +49,8 @@ class Finished:
 
     png: bytes
     version: str
+    size: str
+    """WIDTHxHEIGHT."""
     nfe: int
     network_evals: int
     looks: int

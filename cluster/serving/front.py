@@ -18,7 +18,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from cluster.serving.answers import Answer
@@ -31,23 +30,24 @@ from cluster.serving.api import (
 )
 from cluster.serving.events import ModelCard, PainterLostError, Painters, PaintRequest, Refused
 from cluster.serving.generation import Gate, Generation, Limits
-from cluster.serving.limits import AccessRules, BodyLimit
+from cluster.serving.limits import AccessRules, read_body
 from cluster.serving.page import page
 from cluster.serving.streams import EventStream
-from cluster.serving.telemetry import Telemetry, outcome_of
+from cluster.serving.telemetry import NOT_READY, Telemetry, outcome_of
 
 log = logging.getLogger("addiffusion.serving")
 
 _READY_S = 5.0
 """So long a painter may take to say that it is there."""
-_SEND_S = 20.0
-"""So long a client may take to send its request."""
+_READY_BUSY_S = 0.5
+"""... where one has been heard of within that time: its answer may have to wait for a place among images."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
     for status, description in {
         400: "Not a request that can be painted",
         401: "No token, or a wrong one",
         404: "Another model than the one that is served",
+        408: "Not sent in time",
         413: "Too large",
         415: "Not JSON",
         421: "Another host name than a loopback one",
@@ -77,12 +77,11 @@ class Front:
             description="Images that cost what their prompts deserve. Compatible with OpenAI's images API.",
             docs_url=None,  # FastAPI's pages load scripts from elsewhere
             redoc_url=None,
-            middleware=[Middleware(BodyLimit)],
         )
         self._route(app, "/v1/images/generations", self.generations, "POST", responses=_GENERATIONS)
-        self._route(app, "/v1/models", self.models, "GET", responses=_only(401, 421, 503))
+        self._route(app, "/v1/models", self.models, "GET", responses=_only(400, 401, 421, 503))
         self._route(app, "/metrics", self.metrics, "GET", response_class=PlainTextResponse)
-        self._route(app, "/healthz", self.healthz, "GET", token=False, responses=_only(421, 503))
+        self._route(app, "/healthz", self.healthz, "GET", token=False, responses=_only(400, 421, 503))
         self._route(app, "/", self.page, "GET", token=False, response_class=HTMLResponse)
         app.add_exception_handler(HTTPException, _http_error)
         app.add_exception_handler(RequestValidationError, _http_error)
@@ -96,7 +95,7 @@ class Front:
         extra = _REQUEST_BODY if method == "POST" else None
 
         async def guarded(request: Request) -> Response:
-            refused = self._rules.check_host(request)
+            refused = self._rules.check_host(request) or self._rules.check_headers(request)
             if refused is None and token:
                 refused = self._rules.check_token(request)
             if refused is not None:
@@ -189,21 +188,23 @@ class Front:
             return Refused(
                 415, "send JSON, with content-type application/json", code="unsupported_media_type"
             )
-        try:
-            return read_request(await asyncio.wait_for(request.body(), _SEND_S))
-        except TimeoutError:
-            return Refused(408, f"the request took more than {_SEND_S:g} s to arrive", code="timeout")
+        body = await read_body(request)
+        return body if isinstance(body, Refused) else read_request(body)
 
     async def _describe(self) -> ModelCard | Refused:
         """The painters' card, asked for at most once a second.
 
-        A request for images does with an older one: it may wait for a painter, longer than this would.
+        A request for images does with an older one: it may wait for a painter, longer than this would. While
+        images are being painted the last one does too, as the question waits behind them.
         """
         if self._card is not None and time.monotonic() - self._card[0] < 1.0:
             return self._card[1]
+        busy = self._card is not None and self.gate.heard_within(_READY_S)
         try:
-            card = await asyncio.wait_for(self._painters.describe(), _READY_S)
-        except (TimeoutError, PainterLostError):
+            card = await asyncio.wait_for(self._painters.describe(), _READY_BUSY_S if busy else _READY_S)
+        except TimeoutError:
+            return self._card[1] if busy and self._card is not None else _NOT_READY
+        except PainterLostError:
             return _NOT_READY
         self._card = (time.monotonic(), card)
         return card
@@ -216,6 +217,8 @@ class Front:
             headers["Retry-After"] = str(self.gate.retry_after_s)
         elif refused.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
+        elif refused.status in (408, 413):
+            headers["Connection"] = "close"  # the rest of the body is not read
         return JSONResponse(error_body(refused), refused.status, headers)
 
 
@@ -251,7 +254,7 @@ def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: _ERRORS[status] for status in statuses}
 
 
-_NOT_READY = Refused(503, "no painter is ready", kind="server_error", code="not_ready")
+_NOT_READY = Refused(503, "no painter is ready", kind="server_error", code=NOT_READY)
 _GENERATIONS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": GenerationResponse,

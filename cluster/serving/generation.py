@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ class Gate:
         self._empty = asyncio.Event()
         self._empty.set()
         self._usual_s = 1.0
+        self._heard = -math.inf
 
     def admit(self, requests: Sequence[PaintRequest]) -> Generation | Refused:
         """Start painting, or say why not."""
@@ -87,6 +89,14 @@ class Gate:
         """Admit nothing more, and wait until everything that was admitted has ended."""
         self.draining = True
         await self._empty.wait()
+
+    def heard_within(self, seconds: float) -> bool:
+        """Whether a painter has told anything of an image so recently."""
+        return time.monotonic() - self._heard < seconds
+
+    def heard(self) -> None:
+        """A painter has told something."""
+        self._heard = time.monotonic()
 
     def took(self, seconds: float) -> None:
         """A request has been answered."""
@@ -160,11 +170,12 @@ class Generation:
 
     async def _paint_in_turn(self, index: int, request: PaintRequest) -> None:
         pause = _FIRST_PAUSE_S
-        for _ in range(LAST_TRY):
+        for attempt in range(1, LAST_TRY + 1):
             try:
                 events = self._gate.painters.paint(request)
                 try:
                     async for event in events:
+                        self._gate.heard()
                         if isinstance(event, Started):
                             self._started.add(index)
                             self._gate.changed(in_slots=1)
@@ -177,6 +188,8 @@ class Generation:
                     await events.aclose()
             except PainterLostError:
                 self._left_slot(index)
+                if attempt == LAST_TRY:
+                    break
                 self._gate.telemetry.retries.inc()
                 log.warning("a painter was lost; its image begins again")
                 await self._events.put((index, Retried()))

@@ -1,26 +1,28 @@
 """Who may speak to the endpoint, and how much: body size, time to send it, host name, token.
 
-Always true here: what is refused is refused before it is read; the token itself is nowhere kept, only its
-digest, and comparing takes the same time whatever was sent.
+Always true here: nothing of a body is read before host name and token are found right, and then for a limited
+time; the token itself is nowhere kept, only its digest, and comparing takes the same time whatever was sent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
-import json
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect, Request
 
-from cluster.serving.api import error_body
 from cluster.serving.events import Refused
 
 MAX_BODY_BYTES = 64 * 1024
 """A prompt of the greatest length takes a third of it, even where each character is escaped."""
+SEND_S = 20.0
+"""So long a client may take to send a body."""
+_RAYS_OWN = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
+"""By these headers Ray's proxy lets a client change its deadline, and hide that it has left."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class AccessRules:
         if not self.local_only or is_loopback(_host_of(request)):
             return None
         return Refused(421, "this server answers on a loopback address only", code="wrong_host")
+
+    def check_headers(self, request: Request) -> Refused | None:
+        """Who has left frees the slots, whatever they ask of Ray's proxy."""
+        for name in _RAYS_OWN:
+            if name in request.headers:
+                return Refused(400, f"the header {name} is not accepted here", code="unknown_header")
+        return None
 
     def check_token(self, request: Request) -> Refused | None:
         """What is wrong with the request's token."""
@@ -74,52 +83,28 @@ def _host_of(request: Request) -> str:
         return ""
 
 
-class BodyLimit:
-    """ASGI middleware: a body beyond the limit is answered with 413 and not read to its end.
+async def read_body(request: Request) -> bytes | Refused:
+    """The whole body, however it is sent, or why it was not read to its end.
 
-    Ray's proxy hands a body on while it arrives, and drops the connection once this has answered.
+    Ray's proxy hands a body on while it arrives, and drops the connection once it is answered.
     """
-
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is small enough."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if _declared(scope) > self.max_bytes:
-            await self._refuse(send)
-            return
-        if b"transfer-encoding" not in dict(scope["headers"]):
-            await self.app(scope, receive, send)  # as long as was declared: the HTTP server sees to that
-            return
-        body, more = b"", True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                await self._refuse(send)
-                return
-        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
-
-    async def _refuse(self, send: Send) -> None:
-        refused = Refused(413, f"the body has more than {self.max_bytes} bytes", code="body_too_large")
-        content = json.dumps(error_body(refused)).encode()
-        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+    too_large = Refused(413, f"the body has more than {MAX_BODY_BYTES} bytes", code="body_too_large")
+    if _declared(request) > MAX_BODY_BYTES:
+        return too_large
+    body = b""
+    try:
+        async with asyncio.timeout(SEND_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    return too_large
+    except TimeoutError:
+        return Refused(408, f"the request took more than {SEND_S:g} s to arrive", code="timeout")
+    except ClientDisconnect:
+        return Refused(400, "the connection was closed before the whole body was sent")
+    return body
 
 
-def _declared(scope: Scope) -> int:
-    declared = dict(scope["headers"]).get(b"content-length", b"0")
-    return int(declared) if declared.isdigit() else 0
+def _declared(request: Request) -> int:
+    declared = request.headers.get("content-length", "0")
+    return int(declared) if declared.isascii() and declared.isdigit() else 0

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from actors.policy import load_policy
 from actors.policy_folder import CALIBRATION
 from actors.serving_loop import PaintingModel
-from cluster.runs import find_policy, run_policy, settings_of
+from cluster.runs import find_policy, registered_settings, run_policy, settings_of
 from cluster.serving.events import ModelCard, Refused
 
 if TYPE_CHECKING:
     from actors.contracts import Decider
     from evaluation.bench import Bench, BenchRecipe
+    from tune_configs.loading import Settings
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,21 @@ class ModelSource:
 
     def folder(self, version: str) -> Path:
         """The policy's files of a version."""
-        if not self.moves:
+        if self._is_folder():
             return find_policy(self.name, self.runs_dir)
         from learner import registry
 
-        return registry.policy_folder(f"{self.name.partition('@')[0]}/{version}", uri=self._uri())
+        return registry.policy_folder(self._label(version), uri=self._uri())
+
+    def settings(self, version: str) -> Settings:
+        """What a version was trained with: device, weights' type and reward models are among it."""
+        if self._is_folder():
+            return settings_of(self.folder(version))
+        return registered_settings(self._label(version), self._uri())
+
+    def _label(self, version: str) -> str:
+        """A version of the registered model, whether an alias or a version was given."""
+        return f"{self.name.partition('@')[0].partition('/')[0]}/{version}"
 
     def _is_folder(self) -> bool:
         return run_policy(self.name, self.runs_dir) is not None
@@ -109,7 +120,7 @@ def open_model(source: ModelSource, version: str, beside: OpenedModel | None = N
 
     folder = source.folder(version)
     policy = read_policy(folder, greedy=True, seed=0)
-    config = settings_of(folder).evaluation
+    config = source.settings(version).evaluation
     if source.device is not None:
         config = replace(config, device=source.device)
     recipe = bench_recipe(policy.trained.backbone, config)
@@ -157,9 +168,10 @@ def reached_quality(metadata: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def check_source(source: ModelSource) -> str:
-    """The version that will be served; UserError if there is none, or its files are damaged."""
+    """The version that will be served; UserError if there is none, or its files or settings are damaged."""
     version = source.version()
     load_policy(source.folder(version))
+    source.settings(version)
     return version
 
 

@@ -9,18 +9,24 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import sys
 import threading
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from PIL import Image
 
 from actors.contracts import DecisionRecord, EpisodeRequest, Images
+from actors.errors import UserError, redacted
 from actors.serving_loop import Painted, ServingLoop
 from cluster.serving.events import Decided, Finished, ModelCard, PaintEvent, PaintRequest, Refused, Started
 from cluster.serving.models import ModelSource, open_model
 
 log = logging.getLogger("addiffusion.serving")
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
+"""Before a version that could not be loaded is tried again."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Painter:
         self._loop = ServingLoop(slots=settings.slots, torch_threads=settings.torch_threads)
         self.model = open_model(source, source.version())
         self._refused_version: str | None = None
+        self._failing_version: str | None = None
+        self._failures = 0
+        self._try_again_at = 0.0
         self._closed = threading.Event()
         if source.moves:
             threading.Thread(target=self._watch, name="alias", daemon=True).start()
@@ -51,6 +60,11 @@ class Painter:
     async def describe(self) -> ModelCard:
         """The version that new images get."""
         return self.model.card
+
+    def __del__(self) -> None:
+        """Called by Ray Serve, once what was begun has ended, before the process does."""
+        if hasattr(self, "_closed") and not sys.is_finalizing():  # then no thread could end any more
+            self.close()
 
     def close(self) -> None:
         """Finish what was begun, and paint nothing more."""
@@ -95,7 +109,7 @@ class Painter:
         try:
             while (event := await told.get()) is not None:
                 yield event
-            yield await asyncio.to_thread(_finished, future.result(), model.card.version)
+            yield await asyncio.to_thread(_finished, future.result(), model.card)
         except Exception as error:
             # The text of an engine's error holds the prompt, which is its author's own business.
             log.error("an image could not be painted: %s", type(error).__name__)
@@ -110,20 +124,40 @@ class Painter:
             self.look_at_alias()
 
     def look_at_alias(self) -> None:
-        """Load what the alias leads to, if that has changed."""
+        """Load what the alias leads to, if that has changed.
+
+        A version that nothing can be done about is not tried again; one that could not be fetched or had no
+        room is, after a pause that grows.
+        """
         version = None
         try:
             version = self._source.version()
             if version in (self.model.card.version, self._refused_version):
                 return
+            if version != self._failing_version:
+                self._failing_version, self._failures = version, 0
+            elif time.monotonic() < self._try_again_at:
+                return
             self.model = open_model(self._source, version, beside=self.model)
-            self._refused_version = None
+            self._refused_version = self._failing_version = None
             log.info("new images are painted by version %s", version)
         except Exception as error:
-            kept = self.model.card.version
-            if version is not None:
+            if version is not None and _is_about_content(error):
                 self._refused_version = version
-            log.error("version %s cannot be served, %s stays: %s", version or "unknown", kept, error)
+            elif version is not None:
+                pause = min(_FIRST_PAUSE_S * 2.0**self._failures, _LONGEST_PAUSE_S)
+                self._failures += 1
+                self._try_again_at = time.monotonic() + pause
+            kept = self.model.card.version
+            told = redacted(str(error))
+            log.error("version %s cannot be served, %s stays: %s", version or "unknown", kept, told)
+
+
+def _is_about_content(error: Exception) -> bool:
+    """Whether what was fetched is at fault: a registry or a disk that does not answer may do so later."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, UserError) and not isinstance(error.__cause__, (MlflowException, OSError))
 
 
 def _decided(record: DecisionRecord, preview: Images | None) -> Decided:
@@ -138,11 +172,12 @@ def _decided(record: DecisionRecord, preview: Images | None) -> Decided:
     )
 
 
-def _finished(painted: Painted, version: str) -> Finished:
+def _finished(painted: Painted, card: ModelCard) -> Finished:
     result = painted.result
     return Finished(
         png=png(painted.image_HWC),
-        version=version,
+        version=card.version,
+        size=card.size,
         nfe=result.nfe,
         network_evals=result.network_evals,
         looks=result.looks,

@@ -45,7 +45,7 @@ class StockPainter:
         async with self._turn:
             yield Started("stock")
             image = await asyncio.to_thread(self._paint, request)
-        yield Finished(image, "stock", STEPS, 2 * STEPS, 0, 1, float(STEPS))
+        yield Finished(image, "stock", self.model.card.size, STEPS, 2 * STEPS, 0, 1, float(STEPS))
 
     def _paint(self, request: PaintRequest) -> bytes:
         width, height = map(int, self.model.card.size.split("x"))

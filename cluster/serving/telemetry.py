@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from cluster.serving.events import Refused
 
 PREFIX = "addiffusion_serving"
-OUTCOMES = ("ok", "invalid", "unauthorized", "busy", "draining", "timeout", "error", "left")
+NOT_READY = "not_ready"
+OUTCOMES = ("ok", "invalid", "unauthorized", "busy", "not_ready", "draining", "timeout", "error", "left")
 """left: the client closed the connection before its answer was there."""
 _OUTCOME_OF_STATUS = {401: "unauthorized", 429: "busy", 503: "draining", 504: "timeout", 500: "error"}
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -48,4 +49,6 @@ class Telemetry:
 
 def outcome_of(refused: Refused) -> str:
     """What a refusal counts as."""
+    if refused.code == NOT_READY:
+        return NOT_READY
     return _OUTCOME_OF_STATUS.get(refused.status, "invalid")

@@ -308,10 +308,13 @@ def test_slurm_starts_ray_on_every_node_with_what_it_offers(nodes: int, tmp_path
     """The script itself, with stand-ins for SLURM's commands and for ray's."""
     stand_ins = {
         "scontrol": 'test "$1 $2 $3" = "show hostnames the-list" && printf "one\\ntwo\\nthree\\n"',
-        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done\n'
+        "srun": f'echo "$*" >> {tmp_path}/srun.txt\n'
+        'while [ "${1#--}" != "$1" ]; do shift; done\n'
         'for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" || code=$?; done\n'
         "exit ${code:-0}",
-        "ray": f'echo "$*" >> {tmp_path}/ray.txt; exit 7',
+        "ray": f'echo "$*" >> {tmp_path}/ray.txt\n'
+        f'echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> {tmp_path}/token.txt\n'
+        "exit 7",
     }
     for name, body in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -325,6 +328,9 @@ def test_slurm_starts_ray_on_every_node_with_what_it_offers(nodes: int, tmp_path
     command = ["bash", str(DEPLOY / "slurm.sh"), "train", "name=a b", "resources=cluster"]
     ended = subprocess.run(command, env=environment, cwd=tmp_path)
     assert ended.returncode == 7
+    assert "--cpus-per-task=32 " in (tmp_path / "srun.txt").read_text()
+    (token,) = set((tmp_path / "token.txt").read_text().splitlines())
+    assert re.fullmatch(r"token [0-9a-f]{64}", token), "one token for all nodes"
     started = (tmp_path / "ray.txt").read_text().splitlines()
     assert len(started) == nodes
     for line in started:

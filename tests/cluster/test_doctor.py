@@ -88,6 +88,24 @@ def test_the_table_has_the_hint_and_the_exit_code_says_whether_all_is_well(
     assert ("free some" in out) is not passed
 
 
+def test_brackets_in_what_was_found_are_shown_as_they_are(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Check("disk", False, "no [red] at [/data]", "take [/]")]
+    monkeypatch.setattr("cluster.doctor_command.checks", lambda settings: rows)
+    _, out, _ = say("doctor")
+    assert "no [red] at [/data]" in out
+    assert "take [/]" in out
+
+
+def test_user_and_password_of_the_tracking_server_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(tracking_uri: str) -> None:
+        raise OSError(f"no answer from {tracking_uri}")
+
+    monkeypatch.setattr("mlflow.MlflowClient", unreachable)
+    check = named(examine("registry.tracking_uri=http://me:hidden-word@127.0.0.1:9"), "MLflow registry")
+    assert "http://***@127.0.0.1:9" in check.hint
+    assert "hidden-word" not in check.hint + check.found
+
+
 def test_reward_models_that_are_not_in_the_cache_are_named_with_their_download(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -58,6 +58,11 @@ def test_what_the_user_says_stays() -> None:
         (["train", "--resume", "mine"], {}, "mine: is not there in a job"),
         (["evaluate", "mine"], {}, "--runs-dir=runs: is not there in a job"),
         (["judge", "/data/images", "--out", "verdicts"], {}, "--out=verdicts: is not there in a job"),
+        (
+            ["registry", "export", "m/1", "out", "--tracking-uri", "http://10.0.0.5:5000"],
+            {},
+            "FOLDER=out: is not there in a job, or vanishes with it",
+        ),
         (["train"], {"storage": PurePosixPath("shared")}, "--storage=shared: give an absolute path"),
         (
             ["train"],
@@ -104,6 +109,10 @@ def test_the_tracking_server_is_the_jobs_and_its_address_is_not_in_the_shell_lin
             ["baselines", "fit-adadiff", "/mnt/shared/a.safetensors"],
         ),
         (["doctor", "backbone=sdxl"], ["doctor", "backbone=sdxl"]),
+        (
+            ["registry", "export", "m@champion", "out", "--tracking-uri", "http://10.0.0.5:5000"],
+            ["registry", "export", "m@champion", "/mnt/shared/out", "--tracking-uri", "http://10.0.0.5:5000"],
+        ),
         (
             ["generate", "--out", "/data/a.png", "--runs-dir", "/data", "--", "--a dog"],
             ["generate", "--out", "/data/a.png", "--runs-dir", "/data", "--", "--a dog"],
@@ -170,6 +179,26 @@ def test_a_command_names_files_by_option_and_by_itself(tmp_path: Path) -> None:
         patch.chdir(tmp_path / "work")
         with pytest.raises(UserError, match=r"^prompts.source=../prompts.txt: is outside of"):
             made("train", "prompts.source=../prompts.txt", folder=tmp_path / "work", storage=STORAGE)
+
+
+def test_a_prompt_may_be_longer_than_any_file_s_name() -> None:
+    prompt = "a red circle and " * 30
+    job = made("generate", prompt, "--out", "/data/a.png", "--runs-dir", "/data")
+    assert words(job.line)[1] == prompt
+    assert job.named == ()
+
+
+@pytest.mark.parametrize("name", ["build/mine", ".hidden/prompts.txt", "linked", "kept/left-out.txt"])
+def test_what_the_command_names_travels_or_is_refused(tmp_path: Path, name: str) -> None:
+    for file in ("build/mine/a.txt", ".hidden/prompts.txt", "kept/left-out.txt", "kept/other.txt", "empty/x"):
+        (tmp_path / "mine" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / file).write_text("content")
+    (tmp_path / "mine" / "empty" / "x").unlink()
+    (tmp_path / "mine" / "linked").symlink_to(tmp_path / "mine" / "kept")
+    with pytest.raises(UserError, match="does not travel") as raised:
+        collect(tmp_path / "mine", named=[name], excludes=["left-out.txt"])
+    assert str(raised.value).startswith(f"{name}: ")
+    assert "kept/other.txt" in collect(tmp_path / "mine", named=["kept", "kept/other.txt", "empty"])
 
 
 def test_the_worlds_models_travel_only_where_they_are_needed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,15 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, trials: Trial
     assert trials.seen[1].base.ppo.iterations == 7
     code, _, err = say("tune", "--resume", "mine", "ppo.lr=1")
     assert (code, err) == (2, "error: ppo.lr=1: a sweep that exists keeps its options; give --resume alone\n")
+
+
+def test_a_sweep_elsewhere_is_gone_on_with_by_its_path(say: Say, trials: Trials) -> None:
+    trials.limit = 1
+    code, out, _ = say("tune", "sweep=lr", UNTRACKED, "name=mine", "runs_dir=elsewhere")
+    assert code == 130
+    told = next(line for line in out.splitlines() if "go on with: addiffusion " in line)
+    trials.limit = 100
+    assert say(*shlex.split(told.partition("go on with: addiffusion ")[2]))[0] == 0
 
 
 def test_a_failed_trial_is_in_the_table_and_in_the_exit_code(say: Say, folder: Path, trials: Trials) -> None:

@@ -14,8 +14,10 @@ from actors.errors import UserError
 from actors.policy import PolicyNetwork, load_policy
 from actors.policy_folder import read_trained_policy
 from learner import registry
+from learner.champions import Champions
 from learner.config import RegistryConfig
 from learner.json_lines import read_rows
+from learner.mlflow_run import read_config
 from learner.offline import train_offline
 from learner.offline_config import OfflineConfig
 from learner.offline_data import is_held_out, survey
@@ -70,6 +72,9 @@ def test_cloning_reproduces_a_script_and_leaves_a_run_behind(tmp_path: Path) -> 
     listed, _ = registry.load(f"{name}@candidate", uri=registry.tracking_uri(tmp_path))
     for one, other in zip(listed.parameters(), opened.parameters(), strict=True):
         assert np.array_equal(one.detach().numpy(), other.detach().numpy())
+    registered = Champions(registry.tracking_uri(tmp_path))
+    kept = registered.config(registered.find(f"{name}@candidate"))
+    assert kept == read_config(result.run_dir), "by which it is painted with and evaluated"
     with pytest.raises(UserError, match=r"name=bc: .* holds a run already"):
         train_offline(config)
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from actors.errors import UserError
 from actors.policy import PolicyNetwork, save_policy
 from learner import registry
 from learner.config import RegistryConfig
@@ -27,6 +28,7 @@ from learner.mlflow_run import MlflowRun
 from learner.registration import Result, read_result, register_patiently, register_run
 from learner.tracking import Tracking
 from tests.learner.toy import toy_config
+from tune_configs.loading import settings_from_yaml
 
 
 def row(iteration: int) -> dict[str, Any]:
@@ -179,3 +181,27 @@ def test_mlflow_goes_away_and_comes_back_and_nothing_is_lost_or_waited_for(tmp_p
         assert len(curve(client, MlflowRun(folder).open())) == 9, "registering sends what was left"
     finally:
         server.kill()
+
+
+def test_user_and_password_of_the_address_are_not_stored_and_come_from_the_environment_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = "http://someone:hidden-word@127.0.0.1:9/mlflow"
+    folder = a_run(tmp_path / "runs", uri)
+    EventLog(folder, lambda shown: None).record("tracking", f"MLflow at {uri} does not answer")
+    assert read_events(folder)[0].sentence == "MLflow at http://***@127.0.0.1:9/mlflow does not answer"
+    stored = [file for file in folder.rglob("*") if file.is_file()]
+    assert {"config.yaml", "events.jsonl"} <= {file.name for file in stored}
+    assert not [file for file in stored if b"hidden-word" in file.read_bytes()]
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as raised:
+        MlflowRun(folder)
+    assert "hidden-word" not in str(raised.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert MlflowRun(folder).uri == uri
+    resumed = settings_from_yaml(folder / "config.yaml")
+    assert resumed.run.registry.tracking_uri == uri
+    assert "hidden-word" not in resumed.to_yaml()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:other@elsewhere:9")
+    with pytest.raises(UserError):
+        MlflowRun(folder)

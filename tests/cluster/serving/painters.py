@@ -44,10 +44,14 @@ class FakePainters:
         self.painting = 0
         self.most = 0
         self.refusal: Refused | None = None
+        self.size = CARD.size
+        self.stuck = False
 
     async def describe(self) -> ModelCard:
         if not self.ready:
             raise PainterLostError
+        if self.stuck:
+            await asyncio.Event().wait()
         return CARD
 
     async def paint(self, request: PaintRequest) -> AsyncGenerator[PaintEvent, None]:
@@ -68,7 +72,7 @@ class FakePainters:
                 raise PainterLostError
             yield Decided("look", 4, 401.0, 5, 1, None, preview)
             yield Decided("stop", 4, 401.0, 5, 1, 0.123456, preview)
-            yield Finished(painted(request), CARD.version, 5, 10, 1, 1, 5.3)
+            yield Finished(painted(request), CARD.version, self.size, 5, 10, 1, 1, 5.3)
         finally:
             self.painting -= 1
 

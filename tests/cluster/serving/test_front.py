@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from cluster.serving.events import PaintRequest, Refused
 from cluster.serving.generation import LAST_TRY, Limits
 from cluster.serving.limits import AccessRules, digest_of
 from tests.cluster.serving.painters import (
+    CARD,
     Desk,
     FakePainters,
     assert_is_error,
@@ -111,6 +113,7 @@ def test_an_image_that_loses_every_painter_ends() -> None:
     async def use(desk: Desk) -> None:
         assert_is_error(await desk.ask(), 500)
         assert len(desk.painters.asked) == LAST_TRY
+        assert desk.metric("image_retries_total") == LAST_TRY - 1
 
     at_desk(use, painters=lambda: FakePainters(deaths=100))
 
@@ -200,8 +203,35 @@ def test_healthz_is_200_only_while_a_painter_answers() -> None:
         desk.painters.ready = False
         assert_is_error(await desk.client.get("/healthz"), 503)
         assert_is_error(await desk.ask(), 503)
+        assert desk.metric('requests_total{outcome="not_ready"}') == 1
+        assert desk.metric('requests_total{outcome="draining"}') == 0
         desk.painters.ready = True
         assert (await desk.client.get("/healthz")).json()["status"] == "ok"
+
+    at_desk(use)
+
+
+def test_healthz_does_not_wait_behind_images() -> None:
+    async def use(desk: Desk) -> None:
+        assert (await desk.client.get("/healthz")).status_code == 200
+        desk.painters.hold = asyncio.Event()
+        desk.painters.stuck = True  # every place of a painter is taken by images
+        asked = asyncio.create_task(desk.ask())
+        while not desk.painters.painting:
+            await asyncio.sleep(0.01)
+        desk.front._card = (-math.inf, CARD)  # too old to be told again without asking
+        assert (await asyncio.wait_for(desk.client.get("/healthz"), 4)).status_code == 200
+        desk.painters.hold.set()
+        assert (await asked).status_code == 200
+
+    at_desk(use)
+
+
+def test_the_size_is_that_of_the_version_that_painted() -> None:
+    async def use(desk: Desk) -> None:
+        assert (await desk.ask()).json()["size"] == "64x64"
+        desk.painters.size = "96x96"
+        assert (await desk.ask()).json()["size"] == "96x96"
 
     at_desk(use)
 

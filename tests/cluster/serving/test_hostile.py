@@ -11,13 +11,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import psutil
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import checks
 
+from cluster.serving import limits
 from cluster.serving.front import Front
 from cluster.serving.generation import Limits
-from cluster.serving.limits import MAX_BODY_BYTES, AccessRules
+from cluster.serving.limits import MAX_BODY_BYTES, AccessRules, digest_of
 from tests.cluster.serving.painters import Desk, FakePainters, assert_is_error, at_desk
 
 PATH = "/v1/images/generations"
@@ -140,6 +142,75 @@ def test_a_body_without_end_is_not_read_to_its_end() -> None:
         )
         assert_is_error(response, 413)
         assert next(sent) * 8192 <= 2 * MAX_BODY_BYTES
+
+    at_desk(use)
+
+
+async def send_slowly(
+    desk: Desk, headers: dict[str, str], pause_s: float
+) -> tuple[list[dict[str, Any]], int]:
+    """A chunked body that comes a byte at a time and never ends; what was answered, and how much was read."""
+    answered: list[dict[str, Any]] = []
+    taken = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        taken += 1
+        await asyncio.sleep(pause_s)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        answered.append(message)
+
+    usual = {"host": "127.0.0.1", "transfer-encoding": "chunked", "content-type": "application/json"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PATH,
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in (usual | headers).items()],
+    }
+    await asyncio.wait_for(desk.app(scope, receive, send), 60)
+    return answered, taken
+
+
+def test_a_sender_that_dribbles_is_answered_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SEND_S", 0.3)
+
+    async def use(desk: Desk) -> None:
+        answered, taken = await send_slowly(desk, {}, pause_s=0.01)
+        assert answered[0]["status"] == 408
+        assert (b"connection", b"close") in answered[0]["headers"]
+        assert taken >= 1
+
+    at_desk(use)
+
+
+def test_nothing_is_read_of_who_has_no_token() -> None:
+    async def use(desk: Desk) -> None:
+        wrong: list[dict[str, str]] = [{}, {"authorization": "Bearer wrong"}]
+        for headers in wrong:
+            answered, taken = await send_slowly(desk, headers, pause_s=3600.0)
+            assert answered[0]["status"] == 401
+            assert taken == 0
+
+    at_desk(use, rules=AccessRules(token_digest=digest_of("a-token-of-some-length")))
+
+
+@pytest.mark.parametrize("name", ["X-Request-Timeout-Seconds", "x-request-disconnect-disabled"])
+def test_what_ray_s_proxy_obeys_is_no_client_s_to_say(name: str) -> None:
+    from ray.serve._private import constants
+
+    obeyed = (
+        constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
+        constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
+    )
+    assert name.lower() in obeyed
+
+    async def use(desk: Desk) -> None:
+        response = await desk.client.post(PATH, json={"prompt": "a red circle"}, headers={name: "?1"})
+        assert assert_is_error(response, 400)["code"] == "unknown_header"
+        assert not desk.painters.asked
 
     at_desk(use)
 

@@ -6,18 +6,22 @@ import asyncio
 import io
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
+from cluster.runs import settings_by_name
 from cluster.serving.events import Decided, Finished, PaintEvent, PaintRequest, Refused, Started
-from cluster.serving.models import ModelSource, check_source, reached_quality
+from cluster.serving.models import ModelSource, check_source, open_model, reached_quality
 from cluster.serving.painter import Painter, PainterSettings
 from learner.champions import Champions
-from learner.registry import tracking_uri
+from learner.registry import new_run, register, tracking_uri
+from shapes import weights
 from tests.cluster.serving.world import CERTIFICATE, PROMPTS, Alone, registered, saved_run, shapes_policy
 
 
@@ -230,6 +234,39 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(
     painter.close()
 
 
+def test_a_version_that_could_not_be_fetched_is_tried_again(
+    registry: tuple[Path, Callable[[int], str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runs_dir, promote = registry
+    promote(0)
+    painter = Painter(ModelSource("addiffusion-shapes@champion", runs_dir), PainterSettings(poll_s=3600.0))
+    promote(1)
+    tries = 0
+
+    def unreachable(source: ModelSource, version: str) -> Path:
+        nonlocal tries
+        tries += 1
+        cause = OSError("http://someone:hidden-word@registry does not answer")
+        raise cause if tries > 1 else UserError("not in the registry") from cause
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelSource, "folder", unreachable)
+        painter.look_at_alias()
+        painter.look_at_alias()
+        assert tries == 1, "not at every look"
+        patched.setattr(painter, "_try_again_at", 0.0)
+        painter.look_at_alias()
+        assert tries == 2
+    assert painter.model.card.version == "1"
+    assert "hidden-word" not in caplog.text
+    painter._try_again_at = 0.0
+    painter.look_at_alias()
+    assert painter.model.card.version == "2"
+    painter.close()
+
+
 def test_names_that_lead_nowhere_are_one_line(registry: tuple[Path, Callable[[int], str]]) -> None:
     runs_dir, promote = registry
     for name in ("nothing", "addiffusion-shapes@champion", "addiffusion-shapes/7"):
@@ -240,6 +277,47 @@ def test_names_that_lead_nowhere_are_one_line(registry: tuple[Path, Callable[[in
     uri = tracking_uri(runs_dir)
     assert Champions(uri).find("addiffusion-shapes@champion").version == "1"
     assert check_source(ModelSource("addiffusion-shapes/1", runs_dir)) == "1"
-    assert check_source(ModelSource("addiffusion-shapes@champion", runs_dir.parent, uri)) == "1"
+    for name in ("addiffusion-shapes@champion", "addiffusion-shapes/1"):
+        assert check_source(ModelSource(name, runs_dir.parent, uri)) == "1", "where --tracking-uri says"
     with pytest.raises(UserError):
         check_source(ModelSource("addiffusion-shapes@candidate", runs_dir))
+
+
+@pytest.mark.parametrize("name", ["addiffusion-shapes@champion", "addiffusion-shapes/1"])
+def test_a_registered_version_is_opened_as_its_run_was_configured(tmp_path: Path, name: str) -> None:
+    runs_dir, scorers = tmp_path / "runs", tmp_path / "scorers"
+    runs_dir.mkdir()
+    scorers.symlink_to(weights.PATH)
+    overrides = [f"backbone.scorers={scorers}", "backbone.dtype=bfloat16"]
+    registered(runs_dir, shapes_policy(tmp_path / "policy"), overrides=overrides)
+    source = ModelSource(name, runs_dir)
+    recipe = open_model(source, source.version()).recipe
+    assert recipe.scorers == str(scorers)
+    assert recipe.backbone.dtype == "bfloat16"
+    assert settings_by_name(name, runs_dir).evaluation.dtype == "bfloat16"
+
+
+def test_a_version_without_its_run_s_options_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    uri = tracking_uri(tmp_path / "runs")
+    register(
+        shapes_policy(tmp_path / "policy"),
+        name="addiffusion-shapes",
+        uri=uri,
+        run_id=new_run(uri, "test", "test", {}),
+        metrics={},
+        step=0,
+        config={},
+        tags={},
+        alias="champion",
+    )
+    with pytest.raises(UserError, match="addiffusion-shapes/1'") as raised:
+        check_source(ModelSource("addiffusion-shapes@champion", tmp_path / "runs"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_its_run_is_opened_as_the_policy_says(tmp_path: Path) -> None:
+    options = {**asdict(BackboneConfig()), "device": "cuda", "dtype": "bfloat16", "scorers": "somewhere"}
+    folder = shapes_policy(tmp_path / "exported", backbone_config=options)
+    found = settings_by_name(str(folder), tmp_path).evaluation
+    assert (found.device, found.dtype, found.scorers) == ("cuda", "bfloat16", "somewhere")

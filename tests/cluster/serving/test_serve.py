@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,13 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import ray
 
 from actors.errors import UserError
 from cluster.serve_command import ServeOptions, serve_model
+from cluster.serving import application
 from cluster.serving.application import free_port
+from cluster.serving.limits import MAX_BODY_BYTES
 from tests.cluster.serving.painters import assert_is_error, events_of, png_of
+from tests.cluster.serving.test_hostile import hostile_bodies
 from tests.cluster.serving.world import PROMPTS, Alone, registered, shapes_policy
 
 MODEL = "addiffusion-shapes@champion"
@@ -121,13 +126,17 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def painter_pids() -> set[int]:
-    """Of the painters that live."""
+def pids_of(*kinds: str) -> set[int]:
+    """Of the processes that live and have one of these in their class's name."""
     return {
         actor["Pid"]
         for actor in ray._private.state.actors().values()
-        if actor["State"] == "ALIVE" and "painter" in actor["ActorClassName"]
+        if actor["State"] == "ALIVE" and any(kind in actor["ActorClassName"] for kind in kinds)
     }
+
+
+def painter_pids() -> set[int]:
+    return pids_of("painter")
 
 
 @pytest.mark.timeout(600)
@@ -154,7 +163,7 @@ def test_clients_at_once_get_the_images_that_are_painted_alone(endpoint: Endpoin
 def test_a_painter_that_is_killed_takes_no_request_with_it(endpoint: Endpoint) -> None:
     before = painter_pids()
     assert len(before) == 2
-    with ThreadPoolExecutor(CLIENTS) as clients:
+    with ThreadPoolExecutor(4 * SLOTS) as clients:  # more than one painter is ever given
         asked = [clients.submit(endpoint.ask, seed) for seed in range(100, 160)]
         wait_until(lambda: sum(one.done() for one in asked) >= 4, 120)
         os.kill(min(before), signal.SIGKILL)
@@ -162,7 +171,9 @@ def test_a_painter_that_is_killed_takes_no_request_with_it(endpoint: Endpoint) -
     assert [answer.status_code for answer in answers] == [200] * 60, {a.text[:200] for a in answers}
     for seed, answer in enumerate(answers, start=100):
         endpoint.assert_right(seed, answer.json()["data"][0])
-    assert 1 <= endpoint.metric("image_retries_total") <= CLIENTS  # those in flight there, and nothing else
+    most = 2 * SLOTS + application._SPARE
+    assert most < 4 * SLOTS
+    assert 1 <= endpoint.metric("image_retries_total") <= most  # its own images, and nobody else's
     wait_until(lambda: len(painter_pids() - {min(before)}) == 2, 240)
 
 
@@ -225,6 +236,37 @@ def test_what_is_sent_in_excess_is_not_kept(endpoint: Endpoint) -> None:
             continue  # it closed the connection before all was sent, as it may
         assert_is_error(response, 413)
     assert endpoint.ask(1).status_code == 200
+
+
+@pytest.mark.timeout(600)
+def test_memory_of_proxy_and_ingress_stays_flat_whatever_is_sent(endpoint: Endpoint) -> None:
+    bodies = [*hostile_bodies()[::5], b" " * (2 * MAX_BODY_BYTES)]
+    processes = [psutil.Process(pid) for pid in pids_of("ProxyActor", "ingress")]
+    assert len(processes) == 2
+
+    def send_all(client: httpx.Client) -> None:
+        for body in bodies:
+            response = client.post("/v1/images/generations", content=body)
+            assert_is_error(response)
+
+    with httpx.Client(
+        base_url=endpoint.url, headers={"content-type": "application/json"}, timeout=60
+    ) as client:
+        send_all(client)
+        before = [process.memory_info().rss for process in processes]
+        for _ in range(3):
+            send_all(client)
+        grown = [process.memory_info().rss - rss for process, rss in zip(processes, before, strict=True)]
+    assert max(grown) < 48 * 2**20
+
+
+def test_where_there_is_no_room_it_says_so_and_serves_nothing(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "_check_is_alone", lambda: None)
+    settings = application.ServingSettings(replicas=1000)
+    with pytest.raises(UserError, match="--replicas=1000: each painter asks for"):
+        application.check_room(settings, 0.0, lambda told: None)
 
 
 @pytest.mark.timeout(600)
@@ -293,9 +335,37 @@ def test_a_signal_asks_for_the_end_and_the_second_ends_at_once() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         stopping = threading.Event()
         before = signal.getsignal(number)
-        with _until_signal(stopping):
+        with _until_signal(stopping) as signals:
+            signals.ready = True
             os.kill(os.getpid(), number)
             assert stopping.wait(10)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_it_is_ready_ends_it(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    registered(tmp_path / "runs", shapes_policy(tmp_path / "policy"))
+    served: list[object] = []
+
+    def waits_for_room(*args: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr("learner.session.connected", lambda *args: contextlib.nullcontext())
+    monkeypatch.setattr(application, "check_room", waits_for_room)
+    monkeypatch.setattr(application, "served", lambda *args: served.append(args))
+    code = serve_model(MODEL, options(port=free_port()), runs_dir=tmp_path / "runs", tracking_uri=None)
+    assert code == 130
+    assert not served
+    assert "ready" not in capsys.readouterr().out.replace("before it was ready", "")
+
+
+def test_the_token_is_taken_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "a-token-of-some-length")
+    assert options(token_variable="SOME_TOKEN").token() == "a-token-of-some-length"
+    assert "SOME_TOKEN" not in os.environ

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from actors.backbones.config import BackboneConfig
 from actors.backbones.loading import load_backbone
@@ -75,8 +77,8 @@ def saved_run(runs_dir: Path, name: str, seed: int = 0, **metadata: object) -> P
     return run_dir
 
 
-def registered(runs_dir: Path, policy_dir: Path, *, alias: str = "champion") -> str:
-    """The policy as a new version of `addiffusion-shapes`; gives the version."""
+def registered(runs_dir: Path, policy_dir: Path, *, overrides: Sequence[str] = ()) -> str:
+    """The policy as a new champion of `addiffusion-shapes`, its run's options; gives the version."""
     uri = registry.tracking_uri(runs_dir)
     return registry.register(
         policy_dir,
@@ -85,9 +87,9 @@ def registered(runs_dir: Path, policy_dir: Path, *, alias: str = "champion") -> 
         run_id=registry.new_run(uri, "test", "test", {}),
         metrics={},
         step=0,
-        config={},
+        config=yaml.safe_load(compose(overrides).to_yaml()),
         tags={},
-        alias=alias,
+        alias="champion",
     )
 
 

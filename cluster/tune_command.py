@@ -26,6 +26,7 @@ from tune_configs.ledger import Outcome, read_outcomes
 from tune_configs.loading import STUDIES, compose
 from tune_configs.mlflow_sweep import SweepTracking
 from tune_configs.objective import better
+from tune_configs.plan import shared_overrides
 from tune_configs.results import Row, best_variants, table
 from tune_configs.sweep import FILE, Prepared, prepare, run_sweep, stored
 from tune_configs.sweep_config import SweepConfig
@@ -101,7 +102,7 @@ def _free(name: str, runs_dir: Path) -> str:
 
 def _prepare(sweep: Sweep, overrides: Sequence[str], folder: Path) -> Prepared:
     """Compose everything and look at what can be missing, before anything starts."""
-    settings = compose([*next(iter(sweep.parts.values())).base, *overrides])
+    settings = compose(shared_overrides(sweep, overrides))
     check_inputs(settings)
     check_reward_models(settings)
     uri = settings.run.registry.tracking_uri or registry.tracking_uri(folder.parent)
@@ -180,7 +181,7 @@ def _record(prepared: Prepared, outcomes: Mapping[str, Outcome]) -> None:
 
 def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
     """The best variants of a sweep as a sweep of its own, in the folder NAME-long."""
-    sweep, own = stored(folder)
+    sweep, _ = stored(folder)
     target = folder.with_name(f"{folder.name}-long")
     if (target / FILE).is_file():
         if overrides:
@@ -195,10 +196,9 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
         )
     by_label = {label: spec for spec in specs.values() for label in spec.labels}
     longer = tuple(sweep.config.long) + tuple(overrides)
-    variants = {row.label.replace("/", "-"): (*by_label[row.label].overrides[:-1], *longer) for row in best}
+    variants = {row.label.replace("/", "-"): (*by_label[row.label].of_any_seed, *longer) for row in best}
     config = SweepConfig(
         description=f"The best of {sweep.title} ({folder.name}), trained for long.",
-        base=by_label[best[0].label].overrides[:-1],
         variants=variants,
         seeds=sweep.config.seeds,
         metric=sweep.config.metric,
@@ -208,7 +208,6 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
         memory_reserve_gib=sweep.config.memory_reserve_gib,
         max_failures=sweep.config.max_failures,
     )
-    del own  # part of each trial's overrides
     return _prepare(Sweep("sweep", target.name, config, {target.name: config}), longer, target)
 
 

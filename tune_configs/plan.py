@@ -30,6 +30,7 @@ _ALIKE = ("watch", "prompts", "backbone", "rewards", "resources", "runs_dir")
 """Sections that all trials share."""
 _NO_MATTER = ("name", "runs_dir", "registry", "progress", "checkpoints", "resources", "rewards")
 _DIGITS = 10
+_SEED = "seed="
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class TrialSpec:
         """From plain data, as JSON gives it back."""
         lists = {name: tuple(told[name]) for name in ("labels", "overrides")}
         return cls(**{**told, **lists, "values": dict(told["values"])})
+
+    @property
+    def of_any_seed(self) -> tuple[str, ...]:
+        """Its overrides but for the seed: what it shares with the other trials of its variant."""
+        return tuple(text for text in self.overrides if not text.startswith(_SEED))
 
     def to_json(self) -> str:
         """As one line."""
@@ -94,6 +100,14 @@ def trial_config(spec: TrialSpec, place: Place, values: Mapping[str, Scalar] | N
     )
 
 
+def shared_overrides(sweep: Sweep, overrides: Sequence[str]) -> list[str]:
+    """What a configuration with the options that all trials share is composed of: the first variant's, if
+    variants are named, as all that a trial is made of may be its variant's own.
+    """
+    first = next(iter(sweep.parts.values()))
+    return [*first.base, *overrides, *next(iter(first.variants.values()), ())]
+
+
 class Planner:
     """Makes the trials of one sweep. `overrides` are given for every trial, before what makes a variant.
 
@@ -104,8 +118,7 @@ class Planner:
         self.sweep = sweep
         self._overrides = tuple(overrides)
         self._configure = configure
-        first = next(iter(sweep.parts.values()))
-        self.base = configure([*first.base, *overrides])
+        self.base = configure(shared_overrides(sweep, overrides))
         if self.base.watch.split == "test":
             raise UserError(
                 "watch.split=test: give another split; nothing is chosen by what results are told on"
@@ -137,7 +150,7 @@ class Planner:
     ) -> TrialSpec:
         """One trial; `own` overrides make the variant and come last. Raises UserError, with its label."""
         label = f"{part}/{variant}"
-        whole = (*self.sweep.parts[part].base, *self._overrides, *own, f"seed={seed}")
+        whole = (*self.sweep.parts[part].base, *self._overrides, *own, f"{_SEED}{seed}")
         try:
             config = self._configure(whole)
         except UserError as error:

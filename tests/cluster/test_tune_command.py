@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tune_configs.ledger import Ledger, Outcome, is_done
 from tune_configs.plan import run_config
 from tune_configs.sweep import Prepared, write_sweep
 
-UTILITY = {"lr=0.0001": 0.3, "lr=0.0003": 0.5, "lr=0.001": 0.4}
+UTILITY = {"lr=0.0001": 0.3, "lr=0.0003": 0.5, "lr=0.001": 0.4, "with_leap": 0.5, "no_refine": 0.4}
+"""By variant, also where `--long` has put its part's name before it."""
 UNTRACKED = "registry.enabled=false"
 
 
@@ -37,8 +39,8 @@ class Trials:
             if spec.id in self.failing:
                 ledger.add(Outcome(spec, "failed", error="RuntimeError: no luck"))
                 continue
-            lr = run_config(spec.overrides).ppo.lr
-            level = UTILITY[f"lr={lr:g}"]
+            name = spec.labels[0].rpartition("/")[2]
+            level = UTILITY.get(name.split("-")[-1], 0.1)
             ledger.add(finished(spec, [level, level + 0.1, level - 0.1], [4.0, 5.0, 6.0]))
             Result("finished", 8, 1.0).write(prepared.folder / spec.id)
         return ledger.outcomes
@@ -157,6 +159,31 @@ def test_the_best_are_trained_for_long_and_the_best_of_them_goes_to_the_gate(
     assert {config.ppo.num_epochs for config in configs} == {2}
     assert asked == [Path("runs/lr-long") / longer.specs[0].id, "addiffusion-shapes/3"]
     assert "report: runs/lr-long/report.html" in out
+
+
+def test_variants_that_set_different_options_are_trained_for_long_as_they_were(
+    say: Say, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best one's options are its own: the others keep the defaults of what only it sets."""
+    monkeypatch.setattr("cluster.tune_command._promote_best", lambda *_: 0)
+    variants = (
+        "sweep.variants={plain: [], with_leap: [actions=seed, engine.max_nfe=33], no_refine: [ppo.lr=7e-4]}"
+    )
+    own = [variants, "sweep.reference=plain", "sweep.seeds=[3,4]", "sweep.promoted=3"]
+    assert say("tune", "sweep=reward", *own, UNTRACKED)[0] == 0
+    short = {spec.labels: run_config(spec.overrides) for spec in trials.seen[0].specs}
+    assert say("tune", "--long", "reward", "ppo.iterations=123")[0] == 0
+    specs = trials.seen[1].specs
+    assert [spec.labels for spec in specs[:3]] == [
+        (f"reward-long/reward-{name}",) for name in ("with_leap", "no_refine", "plain")
+    ]
+    assert [spec.seed for spec in specs] == [3, 3, 3, 4, 4, 4]
+    for spec in specs:
+        before = short[(spec.labels[0].replace("-long/reward-", "/"),)]
+        longer = run_config(spec.overrides)
+        assert longer.seed == spec.seed
+        assert (longer.engine, longer.reward) == (before.engine, before.reward)
+        assert longer.ppo == replace(before.ppo, iterations=123)
 
 
 def test_nothing_finished_is_nothing_to_train_for_long(say: Say, trials: Trials) -> None:

@@ -187,6 +187,16 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
         if overrides:
             raise UserError(f"{overrides[0]}: {target.name} exists and keeps its options; give --long alone")
         return _prepare(*stored(target), target)
+    if sweep.config.schedule is not None:
+        raise UserError(
+            f"--long={folder.name}: {sweep.title} has no policies; give engine.timesteps of its ledger "
+            "(trials.jsonl) to a training"
+        )
+    if sweep.config.scheduler == "pbt":
+        raise UserError(
+            f"--long={folder.name}: {sweep.title} changed its values while it trained, and has no variant to "
+            "train anew; addiffusion registry register FOLDER/TRIAL takes a policy as it is"
+        )
     outcomes = read_outcomes(folder)
     specs = {outcome.spec.id: outcome.spec for outcome in outcomes.values()}
     best = best_variants(sweep, table(sweep, specs.values(), outcomes), sweep.config.promoted)

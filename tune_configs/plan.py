@@ -173,6 +173,12 @@ class Planner:
                 f"sweep.scheduler={config.scheduler}: would judge on {held_out} held-out prompts; "
                 f"give watch.every, and watch.prompts={fewest} (sweep.judge.fewest_prompts) or more"
             )
+        every, interval = self.base.watch.every, config.perturbation_interval
+        if config.scheduler == "pbt" and interval % every:
+            raise UserError(
+                f"sweep.perturbation_interval={interval}: give a multiple of watch.every={every}, as members "
+                "exchange when they have been evaluated"
+            )
         if config.scheduler == "asha" and config.grace >= self.base.ppo.iterations:
             raise UserError(
                 f"sweep.grace={config.grace}: give less than ppo.iterations={self.base.ppo.iterations}, "

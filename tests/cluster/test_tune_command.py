@@ -192,3 +192,21 @@ def test_nothing_finished_is_nothing_to_train_for_long(say: Say, trials: Trials)
     code, _, err = say("tune", "--long", "lr")
     assert code == 2
     assert err == "error: --long=lr: no variant has finished; addiffusion tune --resume lr\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("schedule", "sweep=schedule has no policies"),
+        ("pbt", "sweep=pbt changed its values while it trained"),
+    ],
+)
+def test_what_left_no_variants_is_not_trained_for_long(
+    say: Say, trials: Trials, file: str, said: str
+) -> None:
+    trials.limit = 0
+    assert say("tune", f"sweep={file}", UNTRACKED)[0] == 130
+    code, _, err = say("tune", "--long", file)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1

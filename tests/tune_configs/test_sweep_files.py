@@ -165,6 +165,12 @@ def test_a_file_of_which_nothing_is_held_out_judges_nothing(tmp_path: Path) -> N
         ),
         ("sweep", "lr", ["sweep.searcher=optuna"], "as a grid leaves nothing to search"),
         ("sweep", "pbt", ["sweep.searcher=optuna"], "accepted: none, as pbt changes trials itself"),
+        (
+            "sweep",
+            "pbt",
+            ["sweep.max_concurrent=3"],
+            "sweep.max_concurrent: 3; accepted: 4 (sweep.trials) or more, or null",
+        ),
         ("sweep", "asha", ["sweep.seeds=[0,1]"], "sweep.seeds: [0, 1]; accepted: one, with scheduler=asha"),
         (
             "sweep",
@@ -236,6 +242,11 @@ def test_a_range_with_nothing_in_it_is_one_line(space: dict[str, Any], said: str
             {"space": {"ppo.lr": {"uniform": [0.1, 0.2]}}, "scheduler": "asha"},
             ["ppo.iterations=20"],
             "sweep.grace=20: give less than ppo.iterations=20",
+        ),
+        (
+            {"space": {"ppo.lr": {"uniform": [0.1, 0.2]}}, "scheduler": "pbt"},
+            ["watch.every=3"],
+            "sweep.perturbation_interval=10: give a multiple of watch.every=3",
         ),
     ],
 )

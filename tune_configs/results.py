@@ -30,8 +30,8 @@ class Row:
 
     trials: ids, one a training seed; finished, planned: how many; stopped: by the scheduler; iterations: of
     the longest trial; numbers: utility, quality, nfe and cost, of finished trials as measured, where none
-    finished as watched last; interval: 95%, of the metric that trials are ranked by; seed_sd: of that metric over
-    training seeds; difference: to the reference, p_holm: adjusted; seconds: mean of a trial; ended: how
+    finished as watched last; interval: 95%, of the metric that trials are ranked by; seed_sd: of that metric
+    over training seeds; difference: to the reference, p_holm: adjusted; seconds: mean of a trial; ended: how
     finished trainings ended, as by a guard; errors: of trials that failed.
     """
 

@@ -130,7 +130,7 @@ def make_tuner(
     """
     trainable = tune.with_resources(
         tune.with_parameters(PolicyTrial, sweep=config, place=place, open_world=open_world),
-        tune.PlacementGroupFactory([{kind: n for kind, n in each.items() if n} for each in bundles]),
+        tune.PlacementGroupFactory([dict(bundle) for bundle in bundles]),
     )
     space: dict[str, Any] = {}
     if handout is None:

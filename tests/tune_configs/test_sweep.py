@@ -28,6 +28,7 @@ from actors.rollout import rollout
 from learner import session
 from learner.config import RunConfig
 from learner.json_lines import read_rows
+from learner.placement import Node, lack
 from rewards_service import service
 from rewards_service.actor import PoolSpec
 from rewards_service.pool_config import PoolConfig
@@ -38,7 +39,15 @@ from tune_configs.mlflow_sweep import SweepTracking
 from tune_configs.objective import Measured, judged_requests
 from tune_configs.plan import Place, run_config, trial_config
 from tune_configs.results import table
-from tune_configs.sweep import Prepared, check_room, prepare, run_sweep, stored, trial_bundles, write_sweep
+from tune_configs.sweep import (
+    Prepared,
+    prepare,
+    run_sweep,
+    stored,
+    trial_bundles,
+    trial_demands,
+    write_sweep,
+)
 from tune_configs.trial import ERROR_FILE
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
@@ -262,7 +271,8 @@ def test_halving_stops_trials_on_enough_prompts_and_keeps_them_in_the_table(tmp_
     outcomes = run(prepared)
     statuses = [outcome.status for outcome in outcomes.values()]
     assert len(statuses) == 4
-    assert set(statuses) <= {"finished", "stopped"}
+    assert set(statuses) == {"finished", "stopped"}
+    assert statuses[0] == "finished", "one at a time, the first has nobody to be worse than"
     best = max(outcome.metric("utility") or 0.0 for outcome in outcomes.values())
     for outcome in outcomes.values():
         held_out = read_rows(prepared.folder / outcome.spec.id / "held_out.jsonl")
@@ -298,20 +308,24 @@ def test_a_population_exchanges_weights_and_changes_what_it_searches(tmp_path: P
 
 def test_what_a_cluster_has_no_room_for_is_one_line(tmp_path: Path) -> None:
     asking = toy_sweep(tmp_path / "gpus", {"space": LR}, overrides=("resources.gpus_per_env_runner=1",))
-    with pytest.raises(UserError, match="one trial asks for 1 GPUs"):
-        run(asking)
+    told: list[str] = []
+    said = (
+        r"resources.gpus_per_env_runner=1: each trial asks for 1 GPUs and 0.75 CPUs; 1 such nodes have 0 GPUs"
+    )
+    with pytest.raises(UserError, match=said):
+        run_sweep(asking, told.append, open_world=toy_world)
     assert not asking.folder.exists()
-    base = run_config([*TOY, "resources.gpus_per_env_runner=1"])
+    assert not told, "nobody adds nodes to a Ray of one's own, so nothing is waited for"
+
+
+def test_a_trial_asks_for_its_process_and_its_env_runners(tmp_path: Path) -> None:
     sweep = toy_sweep(Path("nowhere"), {"space": LR}).sweep.config
-    nothing = {"CPU": 0.0, "GPU": 0.0}
-    with pytest.raises(
-        UserError, match=r"resources.gpus_per_env_runner: one trial asks for 1 GPUs, and 0 of 0 are"
-    ):
-        check_room(trial_bundles(base, sweep), nothing, {"CPU": 8.0})
-    many = trial_bundles(run_config([*TOY, "resources.num_env_runners=4"]), sweep)
-    assert many == [{"CPU": 0.75, "GPU": 0.0}] + [{"CPU": 0.5, "GPU": 0.0}] * 4
-    with pytest.raises(
-        UserError, match=r"sweep.cpus_per_trial: one trial asks for 2.75 CPUs, and 2.5 of 3 are left"
-    ):
-        check_room(many, {"CPU": 0.5, "GPU": 0.0}, {"CPU": 3.0})
-    check_room(many, {"CPU": 0.25, "GPU": 0.0}, {"CPU": 3.0})
+    many = run_config([*TOY, "resources.num_env_runners=4"])
+    assert trial_bundles(many, sweep) == [{"CPU": 0.75}] + [{"CPU": 0.5}] * 4
+    wanted = trial_demands(many, sweep)
+    assert lack(wanted, [Node.of({"CPU": 2.0}), Node.of({"CPU": 0.75})]) is None
+    said = lack(wanted, [Node.of({"CPU": 2.5})])
+    assert said is not None
+    assert said.startswith("resources.num_env_runners=4: each env runner asks for 0 GPUs and 0.5 CPUs")
+    with pytest.raises(UserError, match="sweep.cpus_per_trial=0: give more"):
+        toy_sweep(tmp_path / "nothing", {"space": LR, "cpus_per_trial": 0})

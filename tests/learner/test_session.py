@@ -140,6 +140,6 @@ def test_what_a_ray_of_ones_own_lacks_is_not_waited_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(session, "alive_nodes", lambda: [Node.of({"CPU": 1.0})])
     wanted = [Demand("env runner", "resources.num_env_runners", 2, 2.0, 0.0, None, "resources.x")]
     told: list[str] = []
-    with pytest.raises(UserError, match="resources.num_env_runners=2: each env runner asks for 0 GPUs and 2"):
+    with pytest.raises(UserError, match=r"resources.num_env_runners=2: each env runner asks for 0"):
         session.make_room(ResourcesConfig(), wanted, told.append)
     assert not told

@@ -327,5 +327,5 @@ def test_a_trial_asks_for_its_process_and_its_env_runners(tmp_path: Path) -> Non
     said = lack(wanted, [Node.of({"CPU": 2.5})])
     assert said is not None
     assert said.startswith("resources.num_env_runners=4: each env runner asks for 0 GPUs and 0.5 CPUs")
-    with pytest.raises(UserError, match="sweep.cpus_per_trial=0: give more"):
+    with pytest.raises(UserError, match=r"sweep.cpus_per_trial=0: give more"):
         toy_sweep(tmp_path / "nothing", {"space": LR, "cpus_per_trial": 0})

@@ -10,11 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray import tune
 
+from actors.errors import UserError
+from learner.guards import TrainingFailure
 from tests.tune_configs.outcomes import spec_of
 from tune_configs.sweep_config import Dimension, SweepConfig
-from tune_configs.trial import OBJECTIVE, SPEC
+from tune_configs.trial import OBJECTIVE, SPEC, spoils_process
 from tune_configs.tuner import Population, Recorder
 
 ITERATIONS = 6
@@ -119,3 +122,24 @@ def test_what_a_population_changes_stays_within_its_bounds() -> None:
     assert all(1e-4 <= one["ppo.lr"] <= 1e-2 for one in changed)
     assert all(0.01 <= one["reward.c_nfe"] <= 0.02 for one in changed)
     assert {one["ppo.lr"] for one in changed} > {1e-2}, "some would have gone further"
+
+
+@pytest.mark.parametrize(
+    ("error", "on_gpu"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (TrainingFailure("not finite", "not_finite"), False),
+        (UserError("engine.refine_head: no such file"), False),
+        (ValueError("shapes differ"), False),
+        (OSError("no space left"), False),
+    ],
+)
+def test_only_what_may_have_broken_the_gpu_costs_a_process(
+    error: Exception, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert spoils_process(error) is on_gpu
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert not spoils_process(error)

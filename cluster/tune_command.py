@@ -48,11 +48,11 @@ def tune_and_report(overrides: Sequence[str], *, resume: str | None, long: str |
         if overrides:
             raise UserError(f"{overrides[0]}: a sweep that exists keeps its options; give --resume alone")
         folder = find_sweep(resume, Path(compose().run.runs_dir))
-        prepared = _prepare(*stored(folder), folder)
+        prepared = _prepare(folder, *stored(folder))
     elif long is not None:
         prepared = _longer(find_sweep(long, Path(compose().run.runs_dir)), overrides)
     else:
-        prepared = _prepare(*_new_sweep(overrides))
+        prepared = _prepare(*_new_sweep(overrides), words=overrides)
     if dry_run:
         for spec in prepared.specs:
             typer.echo(f"{spec.id} ({', '.join(spec.labels)}): {shlex.join(spec.overrides)}")
@@ -73,8 +73,8 @@ def find_sweep(name: str, runs_dir: Path) -> Path:
     raise UserError(f"sweep '{name}': not found in {runs_dir}; {listed}{nearest(name, known)}")
 
 
-def _new_sweep(overrides: Sequence[str]) -> tuple[Sweep, list[str], Path]:
-    """The sweep that the overrides name, those that are for its trials, and a folder that is free."""
+def _new_sweep(overrides: Sequence[str]) -> tuple[Path, Sweep, list[str]]:
+    """A folder that is free, the sweep that the overrides name, and those that are for its trials."""
     chosen = [text.partition("=") for text in overrides if text.partition("=")[0] in STUDIES]
     if len(chosen) != 1:
         every = "; ".join(f"{group}={'|'.join(sweep_files(group))}" for group in STUDIES)
@@ -91,7 +91,7 @@ def _new_sweep(overrides: Sequence[str]) -> tuple[Sweep, list[str], Path]:
     folder = runs_dir / (name or _free(wanted, runs_dir))
     if folder.exists():
         raise UserError(f"name={folder.name}: {folder} exists; --resume {folder.name} goes on with a sweep")
-    return sweep, rest, folder
+    return folder, sweep, rest
 
 
 def _free(name: str, runs_dir: Path) -> str:
@@ -100,13 +100,13 @@ def _free(name: str, runs_dir: Path) -> str:
     return next(one for one in (free_name(name, runs_dir), *numbered) if not (runs_dir / one).exists())
 
 
-def _prepare(sweep: Sweep, overrides: Sequence[str], folder: Path) -> Prepared:
+def _prepare(folder: Path, sweep: Sweep, overrides: Sequence[str], words: Sequence[str]) -> Prepared:
     """Compose everything and look at what can be missing, before anything starts."""
     settings = compose(shared_overrides(sweep, overrides))
     check_inputs(settings)
     check_reward_models(settings)
     uri = settings.run.registry.tracking_uri or registry.tracking_uri(folder.parent)
-    prepared = prepare(sweep, overrides, folder, uri)
+    prepared = prepare(sweep, overrides, folder, uri, words)
     for spec in prepared.specs:
         for text in spec.overrides:
             if text.startswith(_HEAD) and not Path(text.removeprefix(_HEAD)).is_file():
@@ -149,7 +149,7 @@ def _tables(prepared: Prepared) -> tuple[list[Row], dict[str, Outcome], Path]:
     outcomes = read_outcomes(prepared.folder)
     specs = prepared.specs or [outcome.spec for outcome in outcomes.values()]
     rows = table(prepared.sweep, specs, outcomes)
-    command = f"addiffusion tune {shlex.join([prepared.sweep.title, *prepared.overrides])}"
+    command = f"addiffusion tune {shlex.join(prepared.words)}"
     return rows, outcomes, write_results(prepared.folder, prepared.sweep, rows, command=command)
 
 
@@ -181,12 +181,12 @@ def _record(prepared: Prepared, outcomes: Mapping[str, Outcome]) -> None:
 
 def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
     """The best variants of a sweep as a sweep of its own, in the folder NAME-long."""
-    sweep, _ = stored(folder)
+    sweep, *_ = stored(folder)
     target = folder.with_name(f"{folder.name}-long")
     if (target / FILE).is_file():
         if overrides:
             raise UserError(f"{overrides[0]}: {target.name} exists and keeps its options; give --long alone")
-        return _prepare(*stored(target), target)
+        return _prepare(target, *stored(target))
     if sweep.config.schedule is not None:
         raise UserError(
             f"--long={folder.name}: {sweep.title} has no policies; give engine.timesteps of its ledger "
@@ -218,7 +218,8 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
         memory_reserve_gib=sweep.config.memory_reserve_gib,
         max_failures=sweep.config.max_failures,
     )
-    return _prepare(Sweep("sweep", target.name, config, {target.name: config}), longer, target)
+    words = ("--long", folder.name, *overrides)
+    return _prepare(target, Sweep("sweep", target.name, config, {target.name: config}), longer, words)
 
 
 def _promote_best(prepared: Prepared, rows: Sequence[Row], outcomes: Mapping[str, Outcome]) -> int:

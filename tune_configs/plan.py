@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from tune_configs.loading import compose
 from tune_configs.sweep_config import Dimension, Scalar, SweepConfig
 from tune_configs.sweep_files import Sweep
 
-Configure = Callable[[Sequence[str]], RunConfig]
 _ALIKE = ("watch", "prompts", "backbone", "rewards", "resources", "runs_dir")
 """Sections that all trials share."""
 _NO_MATTER = ("name", "runs_dir", "registry", "progress", "checkpoints", "resources", "rewards")
@@ -114,11 +113,10 @@ class Planner:
     Raises UserError for what no trial can be judged on.
     """
 
-    def __init__(self, sweep: Sweep, overrides: Sequence[str], configure: Configure = run_config) -> None:
+    def __init__(self, sweep: Sweep, overrides: Sequence[str]) -> None:
         self.sweep = sweep
         self._overrides = tuple(overrides)
-        self._configure = configure
-        self.base = configure(shared_overrides(sweep, overrides))
+        self.base = run_config(shared_overrides(sweep, overrides))
         if self.base.watch.split == "test":
             raise UserError(
                 "watch.split=test: give another split; nothing is chosen by what results are told on"
@@ -152,7 +150,7 @@ class Planner:
         label = f"{part}/{variant}"
         whole = (*self.sweep.parts[part].base, *self._overrides, *own, f"{_SEED}{seed}")
         try:
-            config = self._configure(whole)
+            config = run_config(whole)
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
         judged, expected = _judged_by(config), _judged_by(self.base)
@@ -235,8 +233,11 @@ def draw(dimension: Dimension, generator: np.random.Generator) -> Scalar:
 
 
 def _name(values: Mapping[str, Scalar]) -> str:
-    """A grid's point, as "lr=0.0003": the last part of each option is enough."""
-    return ",".join(
-        f"{option.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
-        for option, value in values.items()
-    )
+    """A grid's point, as "lr=0.0003": the last part of each option is enough, but every digit is needed."""
+    return ",".join(f"{option.rpartition('.')[2]}={_short(value)}" for option, value in values.items())
+
+
+def _short(value: Scalar) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)

@@ -50,7 +50,9 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep that has been found possible; specs: the trials that are known beforehand."""
+    """A sweep that has been found possible; specs: the trials that are known beforehand; words: that a user
+    gave `addiffusion tune`, from which the same sweep comes again.
+    """
 
     sweep: Sweep
     overrides: tuple[str, ...]
@@ -58,6 +60,7 @@ class Prepared:
     tracking_uri: str
     planner: Planner
     specs: list[TrialSpec]
+    words: tuple[str, ...] = ()
 
     @property
     def base(self) -> RunConfig:
@@ -65,7 +68,9 @@ class Prepared:
         return self.planner.base
 
 
-def prepare(sweep: Sweep, overrides: Sequence[str], folder: Path, tracking_uri: str) -> Prepared:
+def prepare(
+    sweep: Sweep, overrides: Sequence[str], folder: Path, tracking_uri: str, words: Sequence[str] = ()
+) -> Prepared:
     """Compose every trial and look at what judges them. Raises UserError."""
     planner = Planner(sweep, overrides)
     if sweep.config.schedule is None and not any(trial_bundles(planner.base, sweep.config)):
@@ -78,15 +83,19 @@ def prepare(sweep: Sweep, overrides: Sequence[str], folder: Path, tracking_uri: 
         sweep = sweep._replace(parts=schedule_parts(sweep.config))
     else:
         specs = planner.trials()
-    return Prepared(sweep, tuple(overrides), folder, tracking_uri, planner, specs)
+    return Prepared(sweep, tuple(overrides), folder, tracking_uri, planner, specs, tuple(words))
 
 
-def stored(folder: Path) -> tuple[Sweep, tuple[str, ...]]:
-    """The sweep that a folder holds, with its overrides. Raises UserError."""
+def stored(folder: Path) -> tuple[Sweep, tuple[str, ...], tuple[str, ...]]:
+    """The sweep that a folder holds, with its overrides and the words that it was asked for with.
+
+    Raises UserError.
+    """
     try:
         content = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
         sweep = as_sweep(content["group"], content["file"], content["config"])
-        return sweep, tuple(content["overrides"])
+        overrides = tuple(content["overrides"])
+        return sweep, overrides, tuple(content.get("words", (sweep.title, *overrides)))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: holds no sweep; give one that `addiffusion tune` has made") from error
 
@@ -200,6 +209,7 @@ def write_sweep(prepared: Prepared) -> None:
         "file": prepared.sweep.file,
         "config": sweep_to_dict(prepared.sweep.config),
         "overrides": list(prepared.overrides),
+        "words": list(prepared.words),
     }
     try:
         with written_aside(prepared.folder / FILE) as aside:

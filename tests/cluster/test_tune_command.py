@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +111,16 @@ def test_a_sweep_leaves_its_tables_and_a_second_one_a_folder_of_its_own(
     assert (code, err) == (2, "error: name=lr: runs/lr exists; --resume lr goes on with a sweep\n")
 
 
-def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, trials: Trials) -> None:
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, folder: Path, trials: Trials) -> None:
     trials.limit = 1
-    code, out, _ = say("tune", "sweep=lr", "ppo.iterations=7", UNTRACKED, "name=mine")
+    words = ["sweep=lr", "sweep.seeds=[0]", "ppo.iterations=7", UNTRACKED, "name=mine"]
+    code, out, _ = say("tune", *words)
     assert code == 130
     assert "1 of 3 trials have ended; go on with: addiffusion tune --resume mine" in out
     trials.limit = 100
     assert say("tune", "--resume", "mine")[0] == 0
+    told = unescape((folder / "runs/mine/report.html").read_text())
+    assert f"addiffusion tune {shlex.join(words)}" in told
     assert len(trials.ran) == len(set(trials.ran)) == 3
     assert trials.seen[1].base.ppo.iterations == 7
     code, _, err = say("tune", "--resume", "mine", "ppo.lr=1")
@@ -134,7 +139,7 @@ def test_a_failed_trial_is_in_the_table_and_in_the_exit_code(say: Say, folder: P
 
 
 def test_the_best_are_trained_for_long_and_the_best_of_them_goes_to_the_gate(
-    say: Say, trials: Trials, monkeypatch: pytest.MonkeyPatch
+    say: Say, folder: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
@@ -159,6 +164,8 @@ def test_the_best_are_trained_for_long_and_the_best_of_them_goes_to_the_gate(
     assert {config.ppo.num_epochs for config in configs} == {2}
     assert asked == [Path("runs/lr-long") / longer.specs[0].id, "addiffusion-shapes/3"]
     assert "report: runs/lr-long/report.html" in out
+    told = unescape((folder / "runs/lr-long/report.html").read_text())
+    assert "addiffusion tune --long lr ppo.num_epochs=2" in told
 
 
 def test_variants_that_set_different_options_are_trained_for_long_as_they_were(

@@ -33,8 +33,9 @@ from rewards_service import service
 from rewards_service.actor import PoolSpec
 from rewards_service.pool_config import PoolConfig
 from tests.learner.toy import ToyBackbone, ToyScorer, toy_world
+from tests.tune_configs.outcomes import finished, spec_of
 from tests.tune_configs.toy_sweep import TOY, run, toy_sweep
-from tune_configs.ledger import FILE, read_outcomes
+from tune_configs.ledger import FILE, Ledger, read_outcomes
 from tune_configs.mlflow_sweep import SweepTracking
 from tune_configs.objective import Measured, judged_requests
 from tune_configs.plan import Place, run_config, trial_config
@@ -125,6 +126,7 @@ def test_a_sweep_judges_compares_fails_in_part_and_is_gone_on_with(tmp_path: Pat
     runs = {found.info.run_name: found for found in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"mixed"}, "the children are where their trainings' own runs would be"
     parent = runs["mixed"].info.run_id
+    assert runs["mixed"].info.status == "FINISHED"
     own = client.get_experiment_by_name("addiffusion")
     assert own is not None
     children = {found.info.run_name: found for found in client.search_runs([own.experiment_id])}
@@ -134,7 +136,7 @@ def test_a_sweep_judges_compares_fails_in_part_and_is_gone_on_with(tmp_path: Pat
         assert found.data.metrics["judged/utility"] == pytest.approx(outcomes[trial].metric("utility"))
         assert len(client.get_metric_history(found.info.run_id, "return")) == 2
 
-    mended, overrides = stored(prepared.folder)
+    mended, overrides, _ = stored(prepared.folder)
     assert overrides == TOY
     save_region_head(head, RemainingChangeHead(1), backbone="toy")
     again = run(prepare(mended, overrides, prepared.folder, prepared.tracking_uri))
@@ -256,6 +258,16 @@ def test_a_sweep_whose_own_process_is_killed_goes_on_with_what_is_missing(tmp_pa
     assert not [line for line in told if line.startswith(prepared.specs[0].id)], "it was not run again"
     assert outcomes == read_outcomes(prepared.folder)
     assert run_sweep(prepared, told.append) == outcomes, "and with nothing missing nothing is started"
+
+
+def test_a_complete_search_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "connected", lambda *_: pytest.fail("asks for Ray"))
+    space = {"ppo.lr": {"loguniform": [1.0e-5, 1.0e-2]}}
+    prepared = toy_sweep(tmp_path / "search", {"space": space, "searcher": "optuna", "trials": 2})
+    ledger = Ledger(prepared.folder)
+    for name in ("t0", "t1"):
+        ledger.add(finished(spec_of(name), [0.5, 0.6], [4.0, 5.0]))
+    assert run_sweep(prepared) == ledger.outcomes
 
 
 def test_halving_stops_trials_on_enough_prompts_and_keeps_them_in_the_table(tmp_path: Path) -> None:

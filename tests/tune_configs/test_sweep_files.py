@@ -108,6 +108,11 @@ def test_a_grid_has_every_point_and_draws_stay_inside_their_bounds() -> None:
     assert config.reward.profile == specs[0].values["reward"]
 
 
+def test_values_of_a_grid_that_differ_in_the_last_digit_are_two_trials() -> None:
+    specs = Planner(small(space={"ppo.lr": {"grid": [0.001, 0.0010000001]}}), ()).trials()
+    assert [spec.id for spec in specs] == ["small-lr=0.001-s0", "small-lr=0.0010000001-s0"]
+
+
 def test_what_makes_a_variant_comes_after_what_is_given_for_all() -> None:
     specs = Planner(small(base=["ppo.lr=0.5"]), ["ppo.lr=0.25", "ppo.iterations=7"]).trials()
     configs = [run_config(spec.overrides) for spec in specs]

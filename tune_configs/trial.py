@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shutil
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
@@ -26,7 +25,6 @@ from ray import tune
 
 from actors.errors import UserError
 from actors.kept import Kept
-from actors.memo import Memo
 from learner import checkpoints, session
 from learner.config import RunConfig
 from learner.guards import TrainingFailure
@@ -34,6 +32,7 @@ from learner.registration import Result
 from learner.run import Run
 from learner.train import training_requests, write_config
 from tune_configs.admission import FREE, GPU, MEMORY, free_memory
+from tune_configs.footprint import footprint, runners_footprint
 from tune_configs.objective import better, judged_requests, measured
 from tune_configs.plan import Place, TrialSpec, config_key, trial_config
 from tune_configs.sweep_config import METRICS, SweepConfig
@@ -196,9 +195,11 @@ class PolicyTrial(tune.Trainable):
     def _memory(self, run: Run) -> dict[str, float]:
         """What the trial's processes hold at most, and how much is free beside them."""
         kept = self._kept
-        held = [_held(() if kept is None else (kept.calls, kept.scores))]
+        held = [footprint(() if kept is None else (kept.calls, kept.scores))]
         if run.config.resources.num_env_runners:
-            held += run.algorithm.env_runner_group.foreach_env_runner(_held_by, local_env_runner=False)
+            held += run.algorithm.env_runner_group.foreach_env_runner(
+                runners_footprint, local_env_runner=False
+            )
         to_come = sum(each.to_come for each in held)
         return {
             MEMORY: sum(each.resident for each in held) + to_come,
@@ -233,30 +234,6 @@ def _newest(run_dir: Path) -> Path | None:
         return checkpoints.newest(run_dir)
     except UserError:
         return None
-
-
-class _Held(NamedTuple):
-    """Of a process: most bytes it has held so far, those that its memos may still take, and its share of a
-    GPU's memory with them: features are kept on the CPU, latents where the denoiser is, so both may grow.
-    """
-
-    resident: float
-    to_come: float
-    gpu: float
-
-
-def _held(memos: Iterable[Memo[Any] | None]) -> _Held:
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    to_come = sum(memo.bytes_to_come for memo in memos if memo is not None)
-    if not torch.cuda.is_initialized():
-        return _Held(resident, to_come, 0.0)
-    of_all = torch.cuda.mem_get_info()[1]
-    return _Held(resident, to_come, (torch.cuda.max_memory_reserved() + to_come) / of_all)
-
-
-def _held_by(runner: Any) -> _Held:
-    collector = runner.collector
-    return _held(() if collector is None else (collector.engine.memo, collector.memo))
 
 
 def spoils_process(error: Exception) -> bool:

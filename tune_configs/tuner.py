@@ -1,7 +1,7 @@
 """Ray Tune's part of a sweep: what it is given, and what is kept of what it tells.
 
 Always true here: a trial that has ended is in the ledger before the next one begins; nothing that Tune
-stores of an experiment is ever read.
+stores of an experiment is ever read, but for the error of a trial that it gave up.
 """
 
 from __future__ import annotations

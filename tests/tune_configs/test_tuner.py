@@ -9,13 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ray import tune
 
 from actors.errors import UserError
+from actors.memo import Memo, Scored
 from learner.guards import TrainingFailure
 from tests.tune_configs.outcomes import spec_of
+from tune_configs.footprint import footprint, runners_footprint
 from tune_configs.sweep_config import Dimension, SweepConfig
 from tune_configs.trial import OBJECTIVE, SPEC, spoils_process
 from tune_configs.tuner import Population, Recorder
@@ -76,8 +79,11 @@ class Member(tune.Trainable):
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(900)
-def test_a_population_goes_on_without_members_that_give_up_or_fail(tmp_path: Path) -> None:
+def test_a_population_goes_on_without_members_that_give_up_or_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The others wait for them when they end, at one exchange and at the next."""
+    monkeypatch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # as sweeps do
     kept: list[Any] = []
     ledger: Any = SimpleNamespace(add=kept.append)
     names = ("good", "better", "gives_up", "raises")
@@ -87,7 +93,11 @@ def test_a_population_goes_on_without_members_that_give_up_or_fail(tmp_path: Pat
         tune.with_resources(tune.with_parameters(Member, folder=tmp_path), {"CPU": 0.5}),
         param_space={SPEC: tune.grid_search(specs), **first},
         tune_config=tune.TuneConfig(
-            metric=OBJECTIVE, mode="max", scheduler=Population(population(trials=4)), reuse_actors=True
+            metric=OBJECTIVE,
+            mode="max",
+            scheduler=Population(population(trials=4)),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -143,3 +153,14 @@ def test_only_what_may_have_broken_the_gpu_costs_a_process(
     assert spoils_process(error) is on_gpu
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     assert not spoils_process(error)
+
+
+def test_every_memo_of_a_process_counts_as_full() -> None:
+    calls, scores = Memo[Scored](1.0), Memo[Scored](0.25)
+    calls.keep(["key"], [Scored({"clip": np.zeros(1000, np.float32)})])
+    found = footprint([calls, None, scores])
+    assert found.to_come == 1.25 * 2**20 - 4000
+    assert found.resident > 2**20
+    collector = SimpleNamespace(engine=SimpleNamespace(memo=calls), memo=scores)
+    assert runners_footprint(SimpleNamespace(collector=collector)).to_come == found.to_come
+    assert runners_footprint(SimpleNamespace(collector=None)).to_come == 0

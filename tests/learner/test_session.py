@@ -131,7 +131,10 @@ def test_an_autoscaler_is_told_when_nothing_is_wanted_any_more(
     monkeypatch.setattr(session, "free_nodes", lambda: nodes)
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     wanted = [Demand("env runner", "resources.num_env_runners", 2, 2.0, 0.0, None, "resources.x")]
-    with contextlib.nullcontext() if end is None else pytest.raises(end):
+    ends: contextlib.AbstractContextManager[object] = (
+        contextlib.nullcontext() if end is None else pytest.raises(end)
+    )
+    with ends:
         session.await_room(wanted, 0.05)
     assert asked == [[{"CPU": 2.0}] * 2, []]
 

@@ -316,6 +316,9 @@ def test_a_population_exchanges_weights_and_changes_what_it_searches(tmp_path: P
     for outcome in outcomes.values():
         rows = read_rows(prepared.folder / outcome.spec.id / "progress.jsonl")
         assert [row["iteration"] for row in rows] == list(range(1, 7))
+        assert outcome.spec.values["reward.c_nfe"] == pytest.approx(rows[-1]["c_nfe"]), "what it ended with"
+        assert outcome.iterations == 6
+        assert outcome.seconds > rows[-1]["seconds"] + rows[-2]["seconds"], "not since its last pause alone"
 
 
 def test_what_a_cluster_has_no_room_for_is_one_line(tmp_path: Path) -> None:

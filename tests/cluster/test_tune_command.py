@@ -18,7 +18,10 @@ from tune_configs.ledger import Ledger, Outcome, is_done
 from tune_configs.plan import run_config
 from tune_configs.sweep import Prepared, write_sweep
 
-UTILITY = {"lr=0.0001": 0.3, "lr=0.0003": 0.5, "lr=0.001": 0.4, "with_leap": 0.5, "no_refine": 0.4}
+UTILITY = {
+    **{"lr=0.0001": 0.3, "lr=0.0003": 0.5, "lr=0.001": 0.4},
+    **{"with_leap": 0.5, "no_refine": 0.4, "efficiency_heavy": 0.3},
+}
 """By variant, also where `--long` has put its part's name before it."""
 UNTRACKED = "registry.enabled=false"
 
@@ -173,16 +176,14 @@ def test_variants_that_set_different_options_are_trained_for_long_as_they_were(
 ) -> None:
     """The best one's options are its own: the others keep the defaults of what only it sets."""
     monkeypatch.setattr("cluster.tune_command._promote_best", lambda *_: 0)
-    variants = (
-        "sweep.variants={plain: [], with_leap: [actions=seed, engine.max_nfe=33], no_refine: [ppo.lr=7e-4]}"
-    )
-    own = [variants, "sweep.reference=plain", "sweep.seeds=[3,4]", "sweep.promoted=3"]
+    more = "{with_leap: ['actions=seed', 'engine.max_nfe=33'], no_refine: ['ppo.lr=7e-4']}"
+    own = [f"sweep.variants={more}", "sweep.seeds=[3,4]"]
     assert say("tune", "sweep=reward", *own, UNTRACKED)[0] == 0
     short = {spec.labels: run_config(spec.overrides) for spec in trials.seen[0].specs}
     assert say("tune", "--long", "reward", "ppo.iterations=123")[0] == 0
     specs = trials.seen[1].specs
     assert [spec.labels for spec in specs[:3]] == [
-        (f"reward-long/reward-{name}",) for name in ("with_leap", "no_refine", "plain")
+        (f"reward-long/reward-{name}",) for name in ("with_leap", "no_refine", "efficiency_heavy")
     ]
     assert [spec.seed for spec in specs] == [3, 3, 3, 4, 4, 4]
     for spec in specs:

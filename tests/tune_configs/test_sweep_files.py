@@ -56,6 +56,12 @@ def test_every_variant_of_every_file_composes_to_a_training_of_its_own(group: st
     assert as_sweep(group, file, sweep_to_dict(sweep.config)).config == sweep.config
 
 
+def test_a_variant_without_options_of_its_own_is_stored_too() -> None:
+    content = {"description": "x", "variants": {"plain": [], "fast": ["ppo.lr=0.01"]}, "reference": "plain"}
+    config = as_sweep("sweep", "x", content).config
+    assert as_sweep("sweep", "x", sweep_to_dict(config)).config == config
+
+
 def test_the_ablations_are_those_that_were_planned() -> None:
     variants = {
         file: {

@@ -36,12 +36,6 @@ class Kept:
             self._backbone = self._make_backbone()
         return self._backbone
 
-    @property
-    def bytes_to_come(self) -> float:
-        """By how much the memos may still grow."""
-        memos = [memo for memo in (self.calls, self.scores) if memo is not None]
-        return sum(memo.capacity - memo.nbytes for memo in memos)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         """RLlib copies its configuration, and with it this, within the process."""
         return self

@@ -52,9 +52,9 @@ class Memo(Generic[Entry]):
         return float(self._entries.currsize)
 
     @property
-    def capacity(self) -> float:
-        """Bytes that its entries may take."""
-        return float(self._entries.maxsize)
+    def bytes_to_come(self) -> float:
+        """By how much it may still grow."""
+        return float(self._entries.maxsize) - self.nbytes
 
     def recall(self, keys: Sequence[Hashable]) -> list[Entry | None]:
         """The entry of each key, None where there is none."""

@@ -26,6 +26,7 @@ from tune_configs.ledger import Outcome, read_outcomes
 from tune_configs.loading import STUDIES, compose
 from tune_configs.mlflow_sweep import SweepTracking
 from tune_configs.objective import better
+from tune_configs.plan import shared_overrides
 from tune_configs.results import Row, best_variants, table
 from tune_configs.sweep import FILE, Prepared, prepare, run_sweep, stored
 from tune_configs.sweep_config import SweepConfig
@@ -47,11 +48,11 @@ def tune_and_report(overrides: Sequence[str], *, resume: str | None, long: str |
         if overrides:
             raise UserError(f"{overrides[0]}: a sweep that exists keeps its options; give --resume alone")
         folder = find_sweep(resume, Path(compose().run.runs_dir))
-        prepared = _prepare(*stored(folder), folder)
+        prepared = _prepare(folder, *stored(folder))
     elif long is not None:
         prepared = _longer(find_sweep(long, Path(compose().run.runs_dir)), overrides)
     else:
-        prepared = _prepare(*_new_sweep(overrides))
+        prepared = _prepare(*_new_sweep(overrides), words=overrides)
     if dry_run:
         for spec in prepared.specs:
             typer.echo(f"{spec.id} ({', '.join(spec.labels)}): {shlex.join(spec.overrides)}")
@@ -78,8 +79,8 @@ def _given(folder: Path) -> str:
     return shlex.quote(folder.name if usual.absolute() == folder.absolute() else str(folder))
 
 
-def _new_sweep(overrides: Sequence[str]) -> tuple[Sweep, list[str], Path]:
-    """The sweep that the overrides name, those that are for its trials, and a folder that is free."""
+def _new_sweep(overrides: Sequence[str]) -> tuple[Path, Sweep, list[str]]:
+    """A folder that is free, the sweep that the overrides name, and those that are for its trials."""
     chosen = [text.partition("=") for text in overrides if text.partition("=")[0] in STUDIES]
     if len(chosen) != 1:
         every = "; ".join(f"{group}={'|'.join(sweep_files(group))}" for group in STUDIES)
@@ -98,7 +99,7 @@ def _new_sweep(overrides: Sequence[str]) -> tuple[Sweep, list[str], Path]:
         raise UserError(
             f"name={folder.name}: {folder} exists; --resume {_given(folder)} goes on with a sweep"
         )
-    return sweep, rest, folder
+    return folder, sweep, rest
 
 
 def _free(name: str, runs_dir: Path) -> str:
@@ -107,13 +108,15 @@ def _free(name: str, runs_dir: Path) -> str:
     return next(one for one in (free_name(name, runs_dir), *numbered) if not (runs_dir / one).exists())
 
 
-def _prepare(sweep: Sweep, overrides: Sequence[str], folder: Path) -> Prepared:
+def _prepare(folder: Path, sweep: Sweep, overrides: Sequence[str], words: Sequence[str]) -> Prepared:
     """Compose everything and look at what can be missing, before anything starts."""
-    settings = compose([*next(iter(sweep.parts.values())).base, *overrides])
+    settings = compose(shared_overrides(sweep, overrides))
     check_inputs(settings)
     check_reward_models(settings)
     uri = settings.run.registry.tracking_uri or registry.tracking_uri(folder.parent)
-    prepared = prepare(sweep, [redacted(text) for text in overrides], folder, uri)
+    prepared = prepare(
+        sweep, [redacted(text) for text in overrides], folder, uri, [redacted(word) for word in words]
+    )
     for spec in prepared.specs:
         for text in spec.overrides:
             if text.startswith(_HEAD) and not Path(text.removeprefix(_HEAD)).is_file():
@@ -158,7 +161,7 @@ def _tables(prepared: Prepared) -> tuple[list[Row], dict[str, Outcome], Path]:
     outcomes = read_outcomes(prepared.folder)
     specs = prepared.specs or [outcome.spec for outcome in outcomes.values()]
     rows = table(prepared.sweep, specs, outcomes)
-    command = f"addiffusion tune {shlex.join([prepared.sweep.title, *prepared.overrides])}"
+    command = f"addiffusion tune {shlex.join(prepared.words)}"
     return rows, outcomes, write_results(prepared.folder, prepared.sweep, rows, command=command)
 
 
@@ -190,12 +193,22 @@ def _record(prepared: Prepared, outcomes: Mapping[str, Outcome]) -> None:
 
 def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
     """The best variants of a sweep as a sweep of its own, in the folder NAME-long."""
-    sweep, own = stored(folder)
+    sweep, *_ = stored(folder)
     target = folder.with_name(f"{folder.name}-long")
     if (target / FILE).is_file():
         if overrides:
             raise UserError(f"{overrides[0]}: {target.name} exists and keeps its options; give --long alone")
-        return _prepare(*stored(target), target)
+        return _prepare(target, *stored(target))
+    if sweep.config.schedule is not None:
+        raise UserError(
+            f"--long={folder.name}: {sweep.title} has no policies; give engine.timesteps of its ledger "
+            "(trials.jsonl) to a training"
+        )
+    if sweep.config.scheduler == "pbt":
+        raise UserError(
+            f"--long={folder.name}: {sweep.title} changed its values while it trained, and has no variant to "
+            "train anew; addiffusion registry register FOLDER/TRIAL takes a policy as it is"
+        )
     outcomes = read_outcomes(folder)
     specs = {outcome.spec.id: outcome.spec for outcome in outcomes.values()}
     best = best_variants(sweep, table(sweep, specs.values(), outcomes), sweep.config.promoted)
@@ -205,10 +218,9 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
         )
     by_label = {label: spec for spec in specs.values() for label in spec.labels}
     longer = tuple(sweep.config.long) + tuple(overrides)
-    variants = {row.label.replace("/", "-"): (*by_label[row.label].overrides[:-1], *longer) for row in best}
+    variants = {row.label.replace("/", "-"): (*by_label[row.label].of_any_seed, *longer) for row in best}
     config = SweepConfig(
         description=f"The best of {sweep.title} ({folder.name}), trained for long.",
-        base=by_label[best[0].label].overrides[:-1],
         variants=variants,
         seeds=sweep.config.seeds,
         metric=sweep.config.metric,
@@ -218,8 +230,8 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
         memory_reserve_gib=sweep.config.memory_reserve_gib,
         max_failures=sweep.config.max_failures,
     )
-    del own  # part of each trial's overrides
-    return _prepare(Sweep("sweep", target.name, config, {target.name: config}), longer, target)
+    words = ("--long", folder.name, *overrides)
+    return _prepare(target, Sweep("sweep", target.name, config, {target.name: config}), longer, words)
 
 
 def _promote_best(prepared: Prepared, rows: Sequence[Row], outcomes: Mapping[str, Outcome]) -> int:

@@ -20,7 +20,10 @@ RUNNER = "env runner"
 
 @dataclass(frozen=True)
 class Demand:
-    """`count` processes of one kind; option: how the user asked for them; resource: what a node offers."""
+    """`count` processes of one kind; resource: what a node has to offer.
+
+    option, resource_option: how the user asked for them; value: of `option`, None: it is their number.
+    """
 
     what: str
     option: str
@@ -29,6 +32,7 @@ class Demand:
     gpus: float
     resource: str | None
     resource_option: str
+    value: float | None = None
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -86,15 +90,16 @@ def demands(resources: ResourcesConfig, rewards: ServiceConfig) -> list[Demand]:
         resources.rewards_resource,
     )
     for name, pool in pools.items() if rewards.service is None else ():
+        own, prefix = rewards.pools[name], f"rewards.pools.{name}"
         found.append(
             Demand(
                 f"reward replica of pool {name!r}",
-                "resources.reward_replicas",
+                "resources.reward_replicas" if own.replicas is None else f"{prefix}.replicas",
                 pool.replicas or 1,
                 pool.cpus or 0.0,
                 pool.gpus or 0.0,
                 pool.resource,
-                "resources.rewards_resource",
+                "resources.rewards_resource" if own.resource is None else f"{prefix}.resource",
             )
         )
     return [demand for demand in found if demand.count]
@@ -143,8 +148,9 @@ def _missing(demand: Demand, placed: int, nodes: Sequence[Node]) -> str:
     offered = "" if demand.resource is None else f" on a node that offers {demand.resource!r}"
     gpus = sum(sum(node.gpus) for node in fitting)
     cpus = sum(node.cpus for node in fitting)
+    value = demand.count if demand.value is None else demand.value
     return (
-        f"{demand.option}={demand.count}: each {demand.what} asks for {_sizes(demand.gpus, demand.cpus)}"
+        f"{demand.option}={value:g}: each {demand.what} asks for {_sizes(demand.gpus, demand.cpus)}"
         f"{offered}; {len(fitting)} such nodes have {_sizes(gpus, cpus)}, beside the rest of the run room "
         f"for {placed} of {demand.count}; lower it, or start more nodes"
     )

@@ -96,7 +96,7 @@ def check_gpus(option: str, gpus: float) -> None:
 def check_separate(resources: ResourcesConfig, rewards: ServiceConfig) -> None:
     """UserError where Ray could put a reward replica on a denoiser's GPU without having been asked to.
 
-    Nodes that offer both custom resources are found once there is a cluster (`placement.check_room`).
+    Nodes that offer both custom resources are found once there is a cluster (`placement.check_apart`).
     """
     for name, pool in rewards.pools.items():
         gpus = resources.gpus_per_reward_replica if pool.gpus is None else pool.gpus

@@ -30,7 +30,7 @@ from actors.kept import Kept
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from learner.config import RunConfig
 from learner.placement import Demand, Node, check_apart, demands, lack
-from learner.resources import OBJECT_STORE_BYTES
+from learner.resources import OBJECT_STORE_BYTES, ResourcesConfig
 from rewards_service import service
 from rewards_service.actor import PoolSpec
 from rewards_service.contracts import RewardClient
@@ -80,35 +80,47 @@ def ray_session(config: RunConfig, say: Callable[[str], None] = lambda sentence:
     needed = math.ceil(sum(demand.count * demand.cpus for demand in wanted))
     cpus = resources.num_cpus or max(os.cpu_count() or 1, needed)
     with connected(resources.address, cpus):
-        await_room(wanted, resources.patience_s if resources.address else _SETTLING_S, say)
-        check_apart(resources, wanted, alive_nodes())
+        make_room(resources, wanted, say)
         yield
+
+
+def make_room(
+    resources: ResourcesConfig, wanted: Sequence[Demand], say: Callable[[str], None] = lambda sentence: None
+) -> None:
+    """See to it that the connected Ray has room for `wanted`, on nodes that keep GPUs apart as asked for.
+
+    A cluster is waited for; to a Ray of one's own no node is ever added, and only earlier processes have to
+    end. Raises UserError.
+    """
+    own = resources.address is None
+    if own and (lacking := lack(wanted, alive_nodes())) is not None:
+        raise UserError(lacking)
+    await_room(wanted, _SETTLING_S if own else resources.patience_s, say)
+    check_apart(resources, wanted, alive_nodes())
 
 
 def await_room(
     wanted: Sequence[Demand], patience_s: float, say: Callable[[str], None] = lambda sentence: None
 ) -> None:
-    """Wait until the connected cluster has all of it free, an autoscaler being told.
+    """Wait until the connected cluster has all of it free, an autoscaler being told meanwhile.
 
     Raises UserError after `patience_s`.
     """
     deadline = time.monotonic() + patience_s
     asked = False
-    while True:
-        nodes, free = alive_nodes(), free_nodes()
-        lacking = lack(wanted, free)
-        if lacking is None:
-            break
-        lacking = lack(wanted, nodes) or f"{lacking}; others hold what is missing (`ray status`)"
-        if time.monotonic() >= deadline:
-            raise UserError(lacking)
-        if not asked:
-            asked = True
-            say(f"waiting up to {patience_s:g} s: {lacking}")
-            request_resources(bundles=[demand.bundle for demand in wanted for _ in range(demand.count)])
-        time.sleep(min(_POLL_S, max(deadline - time.monotonic(), 0.0)))
-    if asked:
-        request_resources(bundles=[])
+    try:
+        while (lacking := lack(wanted, free_nodes())) is not None:
+            lacking = lack(wanted, alive_nodes()) or f"{lacking}; others hold what is missing (`ray status`)"
+            if time.monotonic() >= deadline:
+                raise UserError(lacking)
+            if not asked:
+                asked = True
+                say(f"waiting up to {patience_s:g} s: {lacking}")
+                request_resources(bundles=[demand.bundle for demand in wanted for _ in range(demand.count)])
+            time.sleep(min(_POLL_S, max(deadline - time.monotonic(), 0.0)))
+    finally:
+        if asked:
+            request_resources(bundles=[])
 
 
 def alive_nodes() -> list[Node]:

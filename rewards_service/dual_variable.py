@@ -44,10 +44,10 @@ class PriceState:
     """What a controller remembers. Plain numbers, so that JSON keeps it.
 
     log_price: the logarithm of the price in force; integral: the part of it that was accumulated; trend: what
-    is added to that part in every iteration, wherever the mean is; excess:
-    smoothed distance from the target in units, None before the first update; side: 1 or -1, where it was when
-    it was last beyond the tolerance; gain: what is left of the gains; recent: the last (excess, log_price),
-    newest last.
+    is added to that part in every iteration but while the price pushes against a bound; excess: smoothed
+    distance from the target in units, None before the first update; side: 1 or -1, where it was when it was
+    last beyond the tolerance; gain: what is left of the gains; recent: the last (excess, log_price), newest
+    last.
     """
 
     log_price: float

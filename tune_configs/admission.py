@@ -22,11 +22,20 @@ MEMORY = "memory"
 FREE = "memory_free"
 """Bytes free on its machine while it runs."""
 GPU = "gpu_share"
-"""Of a trial's report: share of a GPU's memory that its processes hold, 0 without one."""
+"""Of a trial's report: share of a GPU's memory that its processes will hold at most, 0 without one."""
+_CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
+"""Of both versions of control groups: what may be used, what is, and how much of that are pages of files that
+the kernel takes back when it needs them.
+"""
 
 
 @dataclass
@@ -50,15 +59,23 @@ class Admission:
         fits = running + math.floor((report[FREE] - self.reserve_gib * GIB) / max(report[MEMORY], 1.0))
         limits = [max(fits, 1) * self.nodes]
         if report.get(GPU):
-            limits.append(max(math.floor(self.gpus / report[GPU]), 1))
+            limits.append(max(self._on_gpus(report[GPU]), 1))
         limits += [known for known in (self.limit, self.most) if known is not None]
         self.limit = min(limits)
 
+    def _on_gpus(self, share: float) -> int:
+        """How many trials with this share of a GPU fit: a rest of one card is no use to another's."""
+        if share > 1:
+            return math.floor(self.gpus / share)
+        return math.floor(self.gpus) * math.floor(1 / share)
 
-def free_memory() -> int:
+
+def free_memory(cgroup: Path = _CGROUP) -> int:
     """Bytes that are free on this machine, within the container's limit if there is one."""
     available: int = psutil.virtual_memory().available
-    for limit, used in _LIMITS:
-        if Path(limit).is_file() and (text := Path(limit).read_text().strip()).isdigit():
-            available = min(available, int(text) - int(Path(used).read_text()))
+    for limit, used, stat, pages in _LIMITS:
+        if (file := cgroup / limit).is_file() and (text := file.read_text().strip()).isdigit():
+            told = dict(line.split() for line in (cgroup / stat).read_text().splitlines())
+            held = int((cgroup / used).read_text()) - int(told.get(pages, 0))
+            available = min(available, int(text) - held)
     return available

@@ -29,8 +29,8 @@ class Outcome:
 
     status: stopped is by the scheduler, before its end; ended: how its training ended, as `learner.train`
     says; measured: on the judge's prompts, of a finished one; watched: numbers of its last held-out watch
-    (utility, quality, nfe, cost), where it had one; seconds: of the attempt that ended it. error: of a
-    failed one, in a line.
+    (utility, quality, nfe, cost), where it had one; seconds: spent in iterations, those before an
+    interruption included; error: of a failed one, in a line.
     """
 
     spec: TrialSpec

@@ -56,6 +56,7 @@ class SweepTracking:
             client.log_metric(parent, f"trials_{status}", statuses.count(status))
         for file in files:
             client.log_artifact(parent, str(file))
+        client.set_terminated(parent)  # what a resumed sweep sends later is taken all the same
 
     def _parent(self) -> str:
         if self._sent.parent is None:

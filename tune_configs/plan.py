@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,11 @@ from tune_configs.loading import compose
 from tune_configs.sweep_config import Dimension, Scalar, SweepConfig
 from tune_configs.sweep_files import Sweep
 
-Configure = Callable[[Sequence[str]], RunConfig]
 _ALIKE = ("watch", "prompts", "backbone", "rewards", "resources", "runs_dir")
 """Sections that all trials share."""
 _NO_MATTER = ("name", "runs_dir", "registry", "progress", "checkpoints", "resources", "rewards")
 _DIGITS = 10
+_SEED = "seed="
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class TrialSpec:
         """From plain data, as JSON gives it back."""
         lists = {name: tuple(told[name]) for name in ("labels", "overrides")}
         return cls(**{**told, **lists, "values": dict(told["values"])})
+
+    @property
+    def of_any_seed(self) -> tuple[str, ...]:
+        """Its overrides but for the seed: what it shares with the other trials of its variant."""
+        return tuple(text for text in self.overrides if not text.startswith(_SEED))
 
     def to_json(self) -> str:
         """As one line."""
@@ -94,18 +99,24 @@ def trial_config(spec: TrialSpec, place: Place, values: Mapping[str, Scalar] | N
     )
 
 
+def shared_overrides(sweep: Sweep, overrides: Sequence[str]) -> list[str]:
+    """What a configuration with the options that all trials share is composed of: the first variant's, if
+    variants are named, as all that a trial is made of may be its variant's own.
+    """
+    first = next(iter(sweep.parts.values()))
+    return [*first.base, *overrides, *next(iter(first.variants.values()), ())]
+
+
 class Planner:
     """Makes the trials of one sweep. `overrides` are given for every trial, before what makes a variant.
 
     Raises UserError for what no trial can be judged on.
     """
 
-    def __init__(self, sweep: Sweep, overrides: Sequence[str], configure: Configure = run_config) -> None:
+    def __init__(self, sweep: Sweep, overrides: Sequence[str]) -> None:
         self.sweep = sweep
         self._overrides = tuple(overrides)
-        self._configure = configure
-        first = next(iter(sweep.parts.values()))
-        self.base = configure([*first.base, *overrides])
+        self.base = run_config(shared_overrides(sweep, overrides))
         if self.base.watch.split == "test":
             raise UserError(
                 "watch.split=test: give another split; nothing is chosen by what results are told on"
@@ -137,9 +148,9 @@ class Planner:
     ) -> TrialSpec:
         """One trial; `own` overrides make the variant and come last. Raises UserError, with its label."""
         label = f"{part}/{variant}"
-        whole = (*self.sweep.parts[part].base, *self._overrides, *own, f"seed={seed}")
+        whole = (*self.sweep.parts[part].base, *self._overrides, *own, f"{_SEED}{seed}")
         try:
-            config = self._configure(whole)
+            config = run_config(whole)
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
         judged, expected = _judged_by(config), _judged_by(self.base)
@@ -159,6 +170,12 @@ class Planner:
             raise UserError(
                 f"sweep.scheduler={config.scheduler}: would judge on {held_out} held-out prompts; "
                 f"give watch.every, and watch.prompts={fewest} (sweep.judge.fewest_prompts) or more"
+            )
+        every, interval = self.base.watch.every, config.perturbation_interval
+        if config.scheduler == "pbt" and interval % every:
+            raise UserError(
+                f"sweep.perturbation_interval={interval}: give a multiple of watch.every={every}, as members "
+                "exchange when they have been evaluated"
             )
         if config.scheduler == "asha" and config.grace >= self.base.ppo.iterations:
             raise UserError(
@@ -216,8 +233,11 @@ def draw(dimension: Dimension, generator: np.random.Generator) -> Scalar:
 
 
 def _name(values: Mapping[str, Scalar]) -> str:
-    """A grid's point, as "lr=0.0003": the last part of each option is enough."""
-    return ",".join(
-        f"{option.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else value}"
-        for option, value in values.items()
-    )
+    """A grid's point, as "lr=0.0003": the last part of each option is enough, but every digit is needed."""
+    return ",".join(f"{option.rpartition('.')[2]}={_short(value)}" for option, value in values.items())
+
+
+def _short(value: Scalar) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)

@@ -28,14 +28,15 @@ Floats = NDArray[np.float64]
 class Row:
     """One variant.
 
-    finished, planned: trials, one a training seed; stopped: by the scheduler; iterations: of the longest
-    trial; numbers: utility, quality, nfe and cost, of finished trials as measured, where none finished as
-    watched last; interval: 95%, of the metric that trials are ranked by; seed_sd: of that metric over
-    training seeds; difference: to the reference, p_holm: adjusted; seconds: mean of a trial; ended: how
+    trials: ids, one a training seed; finished, planned: how many; stopped: by the scheduler; iterations: of
+    the longest trial; numbers: utility, quality, nfe and cost, of finished trials as measured, where none
+    finished as watched last; interval: 95%, of the metric that trials are ranked by; seed_sd: of that metric
+    over training seeds; difference: to the reference, p_holm: adjusted; seconds: mean of a trial; ended: how
     finished trainings ended, as by a guard; errors: of trials that failed.
     """
 
     label: str
+    trials: tuple[str, ...]
     finished: int
     stopped: int
     planned: int
@@ -106,11 +107,14 @@ def table(sweep: Sweep, specs: Iterable[TrialSpec], outcomes: Mapping[str, Outco
 
 
 def best_variants(sweep: Sweep, rows: Sequence[Row], count: int) -> list[Row]:
-    """The variants with the best metric, the best first, of those with all trials finished; no two alike."""
+    """The variants with the best metric, the best first, of those with all trials finished.
+
+    Of labels of the same trainings the first.
+    """
     metric = sweep.config.metric
     done = [row for row in rows if row.finished == row.planned]
     ranked = sorted(done, key=lambda row: better(metric) * row.numbers[metric], reverse=True)
-    distinct = {tuple(sorted(row.numbers.items())): row for row in reversed(ranked)}
+    distinct = {row.trials: row for row in reversed(ranked)}
     return [row for row in ranked if row in distinct.values()][:count]
 
 
@@ -131,6 +135,7 @@ def _row(
         estimate = _resampling(sweep, finished[0]).mean(_by_prompt(finished, metric))
     return Row(
         label=label,
+        trials=tuple(spec.id for spec in specs),
         finished=len(finished),
         stopped=sum(one.status == "stopped" for one in outcomes),
         planned=len(specs),
@@ -143,7 +148,7 @@ def _row(
         seconds=float(np.mean([one.seconds for one in counted])) if counted else None,
         ended=tuple(one.ended or "finished" for one in finished),
         errors=tuple(one.error or "" for one in outcomes if one.status == "failed"),
-        values=specs[0].values,
+        values=(outcomes[0].spec if outcomes else specs[0]).values,
         is_reference=is_reference,
     )
 

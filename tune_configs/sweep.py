@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from actors.errors import UserError, redacted
 from actors.files import written_aside
 from learner import session
 from learner.config import RunConfig
+from learner.placement import RUNNER, Demand, demands
 from rewards_service import service
-from rewards_service.pool_config import node_label
 from tune_configs.admission import Admission
 from tune_configs.ledger import Ledger, Outcome, is_done, read_outcomes
 from tune_configs.objective import judged_requests
@@ -38,6 +38,7 @@ from tune_configs.trial import OpenWorld
 from tune_configs.tuner import Recorder, Report, make_tuner
 
 FILE = "sweep.yaml"
+_CPUS = "sweep.cpus_per_trial"
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and the trials' own files have it all
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -49,7 +50,9 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep that has been found possible; specs: the trials that are known beforehand."""
+    """A sweep that has been found possible; specs: the trials that are known beforehand; words: that a user
+    gave `addiffusion tune`, from which the same sweep comes again.
+    """
 
     sweep: Sweep
     overrides: tuple[str, ...]
@@ -57,6 +60,7 @@ class Prepared:
     tracking_uri: str
     planner: Planner
     specs: list[TrialSpec]
+    words: tuple[str, ...] = ()
 
     @property
     def base(self) -> RunConfig:
@@ -64,24 +68,34 @@ class Prepared:
         return self.planner.base
 
 
-def prepare(sweep: Sweep, overrides: Sequence[str], folder: Path, tracking_uri: str) -> Prepared:
+def prepare(
+    sweep: Sweep, overrides: Sequence[str], folder: Path, tracking_uri: str, words: Sequence[str] = ()
+) -> Prepared:
     """Compose every trial and look at what judges them. Raises UserError."""
     planner = Planner(sweep, overrides)
+    if sweep.config.schedule is None and not any(trial_bundles(planner.base, sweep.config)):
+        raise UserError(
+            f"{_CPUS}=0: give more, as a trial without env runners and GPUs asks for nothing else"
+        )
     judged_requests(planner.base, sweep.config.judge)
     if sweep.config.schedule is not None:
         specs = schedule_specs(sweep.config, planner.base, overrides)
         sweep = sweep._replace(parts=schedule_parts(sweep.config))
     else:
         specs = planner.trials()
-    return Prepared(sweep, tuple(overrides), folder, tracking_uri, planner, specs)
+    return Prepared(sweep, tuple(overrides), folder, tracking_uri, planner, specs, tuple(words))
 
 
-def stored(folder: Path) -> tuple[Sweep, tuple[str, ...]]:
-    """The sweep that a folder holds, with its overrides. Raises UserError."""
+def stored(folder: Path) -> tuple[Sweep, tuple[str, ...], tuple[str, ...]]:
+    """The sweep that a folder holds, with its overrides and the words that it was asked for with.
+
+    Raises UserError.
+    """
     try:
         content = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
         sweep = as_sweep(content["group"], content["file"], content["config"])
-        return sweep, tuple(content["overrides"])
+        overrides = tuple(content["overrides"])
+        return sweep, overrides, tuple(content.get("words", (sweep.title, *overrides)))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: holds no sweep; give one that `addiffusion tune` has made") from error
 
@@ -100,16 +114,19 @@ def run_sweep(
         return search_schedules(folder, config, prepared.base, prepared.specs, report)
     known = read_outcomes(folder)
     missing = [spec for spec in prepared.specs if not is_done(known, spec)]
-    if config.searcher == "none" and not missing:
+    done = sum(outcome.status != "failed" for outcome in known.values())
+    if not missing and (config.searcher == "none" or done >= config.trials):
         return known
-    bundles = trial_bundles(prepared.base, config)
-    needed = _needed(prepared.base, open_world is None)
-    cpus = max(os.cpu_count() or 1, math.ceil(needed["CPU"] + sum(each["CPU"] for each in bundles)))
+    resources, wanted = prepared.base.resources, trial_demands(prepared.base, config)
+    if open_world is None:
+        service_only = replace(resources, num_env_runners=0)
+        wanted += demands(service_only, prepared.base.rewards)
+    cpus = max(os.cpu_count() or 1, math.ceil(sum(demand.count * demand.cpus for demand in wanted)))
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    with session.connected(prepared.base.resources.address, prepared.base.resources.num_cpus or cpus):
-        check_room(bundles, needed, ray.cluster_resources())
+    with session.connected(resources.address, resources.num_cpus or cpus):
+        session.make_room(resources, wanted, report)
         write_sweep(prepared)
         ledger = Ledger(folder)
         with _world(prepared.base, open_world) as opened:
@@ -125,7 +142,7 @@ def run_sweep(
                 config,
                 prepared.base.ppo.iterations,
                 place,
-                bundles,
+                trial_bundles(prepared.base, config),
                 opened,
                 missing,
                 None if config.scheduler == "pbt" else Handout(source, admission),
@@ -135,43 +152,27 @@ def run_sweep(
     return ledger.outcomes
 
 
+def trial_demands(base: RunConfig, config: SweepConfig) -> list[Demand]:
+    """What one trial starts: its own process, and its env runners."""
+    resources, alone = base.resources, base.resources.num_env_runners == 0
+    gpus = resources.gpus_per_env_runner if alone else 0.0
+    option, value = ("resources.gpus_per_env_runner", gpus) if gpus else (_CPUS, config.cpus_per_trial)
+    own = Demand(
+        "trial",
+        option,
+        1,
+        config.cpus_per_trial,
+        gpus,
+        resources.denoiser_resource if alone else None,
+        "resources.denoiser_resource",
+        value,
+    )
+    return [own, *(demand for demand in demands(resources, base.rewards) if demand.what == RUNNER)]
+
+
 def trial_bundles(base: RunConfig, config: SweepConfig) -> list[dict[str, float]]:
     """What Ray reserves for a trial: its own process, and one bundle for each of its env runners."""
-    resources = base.resources
-    own = {"CPU": config.cpus_per_trial}
-    label = node_label(resources.denoiser_resource)
-    if resources.num_env_runners == 0:
-        return [own | {"GPU": resources.gpus_per_env_runner} | label]
-    runner = {"CPU": resources.cpus_per_env_runner, "GPU": resources.gpus_per_env_runner} | label
-    return [own | {"GPU": 0.0}] + [runner] * resources.num_env_runners
-
-
-def check_room(
-    bundles: Sequence[Mapping[str, float]], needed: Mapping[str, float], there: Mapping[str, float]
-) -> None:
-    """UserError if not even one trial fits beside the rewards service: `needed` is the service's."""
-    for kind, option in (("GPU", "resources.gpus_per_env_runner"), ("CPU", "sweep.cpus_per_trial")):
-        asked = sum(bundle[kind] for bundle in bundles)
-        left = there.get(kind, 0.0) - needed[kind]
-        if asked > left + 1e-9:
-            raise UserError(
-                f"{option}: one trial asks for {asked:g} {kind}s, and {max(left, 0.0):g} of "
-                f"{there.get(kind, 0.0):g} are left beside the rewards service's {needed[kind]:g}"
-            )
-    for name in sorted({kind for bundle in bundles for kind in bundle} - {"CPU", "GPU"}):
-        if name not in there:
-            raise UserError(f"resources.denoiser_resource={name!r}: no node of the cluster offers it")
-
-
-def _needed(base: RunConfig, own_service: bool) -> dict[str, float]:
-    """CPUs and GPUs of the rewards service, if the sweep starts one."""
-    if not own_service or base.rewards.service is not None:
-        return {"CPU": 0.0, "GPU": 0.0}
-    pools = [pool.config for pool in session.reward_pools(base)]
-    return {
-        "CPU": sum((pool.replicas or 1) * (pool.cpus or 0.0) for pool in pools),
-        "GPU": sum((pool.replicas or 1) * (pool.gpus or 0.0) for pool in pools),
-    }
+    return [demand.bundle for demand in trial_demands(base, config) for _ in range(demand.count)]
 
 
 @contextlib.contextmanager
@@ -208,6 +209,7 @@ def write_sweep(prepared: Prepared) -> None:
         "file": prepared.sweep.file,
         "config": sweep_to_dict(prepared.sweep.config),
         "overrides": list(prepared.overrides),
+        "words": list(prepared.words),
     }
     try:
         with written_aside(prepared.folder / FILE) as aside:

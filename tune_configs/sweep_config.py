@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Scalar = bool | int | float | str
 Scheduler = Literal["none", "asha", "pbt"]
@@ -52,6 +52,11 @@ class Dimension:
             values = getattr(self, name)
             if len(set(map(str, values))) < len(values):
                 raise ValueError(f"{name}: {list(values)}; accepted: different values")
+
+    def bounded(self, value: Any) -> Any:
+        """The value, or the bound that it is beyond."""
+        bounds = self.uniform or self.loguniform
+        return value if bounds is None else min(max(value, bounds[0]), bounds[1])
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,11 @@ class SweepConfig:
                 raise ValueError(f"seeds: {list(self.seeds)}; accepted: one, with {option}={value}")
         if self.scheduler == "pbt" and self.searcher != "none":
             raise ValueError(f"searcher: {self.searcher!r}; accepted: none, as pbt changes trials itself")
+        if self.scheduler == "pbt" and self.max_concurrent is not None and self.max_concurrent < self.trials:
+            raise ValueError(
+                f"max_concurrent: {self.max_concurrent}; accepted: {self.trials} (sweep.trials) or more, or "
+                "null, as the members of a population wait for one another"
+            )
         if self.searcher == "optuna" and any(dimension.grid for dimension in self.space.values()):
             raise ValueError("searcher: 'optuna'; accepted: none, as a grid leaves nothing to search")
 

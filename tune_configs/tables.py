@@ -191,7 +191,7 @@ def footnote(sweep: Sweep) -> str:
         f"Held-out prompts (at most {judge.prompts}), {judge.seeds} images each. The interval, the spread "
         f"over training seeds (±) and the difference to the reference are of {metric}; intervals are 95%, "
         f"paired bootstrap over prompts, {judge.resamples} resamples; p by Holm over all comparisons. "
-        "seconds: mean of a trial."
+        "seconds: of a trial's iterations, mean."
     )
 
 

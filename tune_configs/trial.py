@@ -1,9 +1,9 @@
 """One trial of a sweep, as Ray Tune runs it: our own training run, a held-out evaluation at a time.
 
 Always true here: a process runs trials one after another and keeps the backbone and its memos from one to
-the next; an error that a trial raises becomes its result, so that the process and what it keeps live on; a
-trial whose process died goes on from its own last checkpoint; what a trial reports was measured on held-out
-prompts.
+the next; an error that a trial raises becomes its result, so that the process and what it keeps live on,
+unless a GPU may be broken for this process; a trial whose process died goes on from its own last checkpoint;
+what a trial reports was measured on held-out prompts.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shutil
-import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -29,10 +27,12 @@ from actors.errors import UserError
 from actors.kept import Kept
 from learner import checkpoints, session
 from learner.config import RunConfig
+from learner.guards import TrainingFailure
 from learner.registration import Result
 from learner.run import Run
 from learner.train import training_requests, write_config
 from tune_configs.admission import FREE, GPU, MEMORY, free_memory
+from tune_configs.footprint import footprint, runners_footprint
 from tune_configs.objective import better, judged_requests, measured
 from tune_configs.plan import Place, TrialSpec, config_key, trial_config
 from tune_configs.sweep_config import METRICS, SweepConfig
@@ -66,15 +66,15 @@ class PolicyTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train until the next held-out evaluation, or to the end; gives the trial's report."""
-        started = time.monotonic()
         try:
             report = self._advance()
         except Exception as error:  # whatever a trial raises is its outcome, not the sweep's
             self._keep_traceback()
+            if spoils_process(error):
+                raise
             self._close()
             message = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             report = {"status": "failed", "error": message, "done": True}
-        self._seconds += time.monotonic() - started
         return {"iteration": self._trained, "seconds": self._seconds, **report}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -113,16 +113,18 @@ class PolicyTrial(tune.Trainable):
         run, rows = self._run, self._rows
         assert run is not None
         assert rows is not None
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration as end:
-                return self._finish(run, str(end.value))
-            self._trained = row["iteration"]
-            if "held_out/utility" in row:
-                self._watched = {name: row[f"held_out/{name}"] for name in METRICS}
-                if self._trained < run.config.ppo.iterations:
-                    return self._report(run)
+        try:
+            while True:
+                try:
+                    row = next(rows)
+                except StopIteration as end:
+                    return self._finish(run, str(end.value))
+                if "held_out/utility" in row:
+                    self._watched = {name: row[f"held_out/{name}"] for name in METRICS}
+                    if run.iteration < run.config.ppo.iterations:
+                        return self._report(run)
+        finally:
+            self._trained, self._seconds = run.iteration, run.seconds
 
     def _begin(self) -> None:
         """Open the world and the run: a new one, or that of a process that died, or another trial's."""
@@ -160,7 +162,7 @@ class PolicyTrial(tune.Trainable):
         judge = self._sweep.judge
         found = measured(run.best_actions(judged_requests(run.config, judge)), judge.seeds)
         memory = self._memory(run)
-        Result(ended, run.iteration, self._seconds).write(self._run_dir)
+        Result(ended, run.iteration, run.seconds).write(self._run_dir)
         self._close()
         return {
             OBJECTIVE: better(self._sweep.metric) * found.mean(self._sweep.metric),
@@ -168,7 +170,6 @@ class PolicyTrial(tune.Trainable):
             "ended": ended,
             "watched": self._watched,
             "measured": asdict(found),
-            "prompts": len(found.tiers),
             "done": True,
             **memory,
         }
@@ -178,7 +179,6 @@ class PolicyTrial(tune.Trainable):
         return {
             OBJECTIVE: better(metric) * self._watched[metric],
             "watched": self._watched,
-            "prompts": run.config.watch.prompts,
             **self._memory(run),
         }
 
@@ -193,17 +193,18 @@ class PolicyTrial(tune.Trainable):
         return self._kept
 
     def _memory(self, run: Run) -> dict[str, float]:
-        """What the trial's processes hold at most, in bytes, and how much is free beside them."""
-        peaks = [_peak()]
+        """What the trial's processes hold at most, and how much is free beside them."""
+        kept = self._kept
+        held = [footprint(() if kept is None else (kept.calls, kept.scores))]
         if run.config.resources.num_env_runners:
-            peaks += run.algorithm.env_runner_group.foreach_env_runner(
-                lambda runner: _peak(), local_env_runner=False
+            held += run.algorithm.env_runner_group.foreach_env_runner(
+                runners_footprint, local_env_runner=False
             )
-        to_come = self._kept.bytes_to_come if self._kept and run.config.backbone.device == "cpu" else 0.0
+        to_come = sum(each.to_come for each in held)
         return {
-            MEMORY: sum(peak[0] for peak in peaks) + to_come,
+            MEMORY: sum(each.resident for each in held) + to_come,
             FREE: free_memory() - to_come,
-            GPU: sum(peak[1] for peak in peaks),
+            GPU: sum(each.gpu for each in held),
         }
 
     def _is_same(self, config: RunConfig) -> bool:
@@ -235,9 +236,10 @@ def _newest(run_dir: Path) -> Path | None:
         return None
 
 
-def _peak() -> tuple[float, float]:
-    """Of this process: most bytes it has held so far, and its share of a GPU's memory."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    if not torch.cuda.is_initialized():
-        return resident, 0.0
-    return resident, torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]
+def spoils_process(error: Exception) -> bool:
+    """Whether a new process is needed: after an error of CUDA's, every call of the process may fail.
+
+    torch raises these as RuntimeError or a kind of it; what Python raises itself and ours say what they are.
+    """
+    ours = (UserError, TrainingFailure, NotImplementedError, RecursionError)
+    return torch.cuda.is_initialized() and isinstance(error, RuntimeError) and not isinstance(error, ours)

@@ -1,16 +1,18 @@
 """Ray Tune's part of a sweep: what it is given, and what is kept of what it tells.
 
 Always true here: a trial that has ended is in the ledger before the next one begins; nothing that Tune
-stores of an experiment is ever read.
+stores of an experiment is ever read, but for the error of a trial that it gave up.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
@@ -25,14 +27,52 @@ Report = Callable[[str], None]
 
 
 class Population(PopulationBasedTraining):
-    """Tune's population-based training, but a member that takes over another's numbers stays itself.
+    """Tune's synchronous population-based training, in four points other than Tune's.
 
-    Tune hands it the other's whole configuration, in which our trials have their name and folder.
+    A member that takes over another's numbers stays itself: Tune hands it the other's whole configuration, in
+    which our trials have their name and folder. Changed values stay within the bounds that they were drawn
+    from. A member that ended, well or badly, is not waited for. And where it was the last one that the others
+    waited for, they exchange at once: Tune looks only when a member reports.
     """
+
+    def __init__(self, config: SweepConfig) -> None:
+        super().__init__(
+            time_attr="iteration",
+            perturbation_interval=config.perturbation_interval,
+            synch=True,  # else a member that started late has nobody left to exchange with
+            hyperparam_mutations={name: _domain(one) for name, one in config.space.items()},
+        )
+        self._space = config.space
+        self._ended: set[Trial] = set()
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Exchange if this was the last of those that go on."""
+        for gone in self._ended:
+            state = self._trial_state[gone]
+            state.last_train_time = max(state.last_train_time, self._next_perturbation_sync)
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Go on without it."""
+        self._without(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Go on without it."""
+        self._without(tune_controller, trial)
+
+    def _without(self, tune_controller: Any, trial: Trial) -> None:
+        self._ended.add(trial)
+        self._trial_state[trial].last_score = None  # nobody takes over from it
+        left = [state for one, state in self._trial_state.items() if one not in self._ended]
+        if left and all(state.last_train_time >= self._next_perturbation_sync for state in left):
+            waiting = next(one for one in self._trial_state if one not in self._ended)
+            self.on_trial_result(tune_controller, waiting, self._trial_state[waiting].last_result)
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
-        return {**config, SPEC: trial.config[SPEC]}, operations
+        bounded = {name: one.bounded(config[name]) for name, one in self._space.items()}
+        return {**config, **bounded, SPEC: trial.config[SPEC]}, operations
 
 
 class Recorder(tune.Callback):
@@ -54,12 +94,12 @@ class Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Keep what a trial came to."""
-        self._keep(outcome_of(spec_of(trial.config), trial.last_result))
+        self._keep(outcome_of(_as_it_ended(trial), trial.last_result))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Keep that its process kept dying."""
         result = {**(trial.last_result or {}), "status": "failed", "error": _death(trial)}
-        self._keep(outcome_of(spec_of(trial.config), result))
+        self._keep(outcome_of(_as_it_ended(trial), result))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it is given, to restore an experiment itself, which is never asked of it."""
@@ -90,7 +130,7 @@ def make_tuner(
     """
     trainable = tune.with_resources(
         tune.with_parameters(PolicyTrial, sweep=config, place=place, open_world=open_world),
-        tune.PlacementGroupFactory([{kind: n for kind, n in each.items() if n} for each in bundles]),
+        tune.PlacementGroupFactory([dict(bundle) for bundle in bundles]),
     )
     space: dict[str, Any] = {}
     if handout is None:
@@ -129,12 +169,7 @@ def _scheduler(config: SweepConfig, iterations: int) -> TrialScheduler:
             reduction_factor=config.reduction_factor,
         )
     if config.scheduler == "pbt":
-        return Population(
-            time_attr="iteration",
-            perturbation_interval=config.perturbation_interval,
-            synch=True,  # else a member that started late has nobody left to exchange with
-            hyperparam_mutations={name: _domain(one) for name, one in config.space.items()},
-        )
+        return Population(config)
     return FIFOScheduler()
 
 
@@ -152,6 +187,12 @@ def _planned_value(name: str, config: Mapping[str, Any]) -> Any:
 
 def _trial_name(trial: Trial) -> str:
     return spec_of(trial.config).id
+
+
+def _as_it_ended(trial: Trial) -> TrialSpec:
+    """Its plan; of a population's member with the values that its policy was trained with last."""
+    spec = spec_of(trial.config)
+    return replace(spec, values={name: trial.config.get(name, value) for name, value in spec.values.items()})
 
 
 def outcome_of(spec: TrialSpec, result: Mapping[str, Any]) -> Outcome:
@@ -172,5 +213,10 @@ def outcome_of(spec: TrialSpec, result: Mapping[str, Any]) -> Outcome:
 
 
 def _death(trial: Trial) -> str:
-    error = trial.get_error()
-    return f"its process died: {' '.join(str(error).split())[:300]}" if error else "its process died"
+    """What kept ending its process, or what it kept raising, in a line."""
+    error = trial.get_pickled_error()
+    if error is None or isinstance(error, RayActorError):
+        reason = " ".join(str(error or "").split())
+        return f"its process died: {reason[:300]}".removesuffix(": ")
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ from tune_configs.ledger import Ledger, Outcome, is_done
 from tune_configs.plan import run_config
 from tune_configs.sweep import Prepared, write_sweep
 
-UTILITY = {"lr=0.0001": 0.3, "lr=0.0003": 0.5, "lr=0.001": 0.4}
+UTILITY = {
+    **{"lr=0.0001": 0.3, "lr=0.0003": 0.5, "lr=0.001": 0.4},
+    **{"with_leap": 0.5, "no_refine": 0.4, "efficiency_heavy": 0.3},
+}
+"""By variant, also where `--long` has put its part's name before it."""
 UNTRACKED = "registry.enabled=false"
 
 
@@ -38,8 +44,8 @@ class Trials:
             if spec.id in self.failing:
                 ledger.add(Outcome(spec, "failed", error="RuntimeError: no luck"))
                 continue
-            lr = run_config(spec.overrides).ppo.lr
-            level = UTILITY[f"lr={lr:g}"]
+            name = spec.labels[0].rpartition("/")[2]
+            level = UTILITY.get(name.split("-")[-1], 0.1)
             ledger.add(finished(spec, [level, level + 0.1, level - 0.1], [4.0, 5.0, 6.0]))
             Result("finished", 8, 1.0).write(prepared.folder / spec.id)
         return ledger.outcomes
@@ -108,13 +114,16 @@ def test_a_sweep_leaves_its_tables_and_a_second_one_a_folder_of_its_own(
     assert (code, err) == (2, "error: name=lr: runs/lr exists; --resume lr goes on with a sweep\n")
 
 
-def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, trials: Trials) -> None:
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, folder: Path, trials: Trials) -> None:
     trials.limit = 1
-    code, out, _ = say("tune", "sweep=lr", "ppo.iterations=7", UNTRACKED, "name=mine")
+    words = ["sweep=lr", "sweep.seeds=[0]", "ppo.iterations=7", UNTRACKED, "name=mine"]
+    code, out, _ = say("tune", *words)
     assert code == 130
     assert "1 of 3 trials have ended; go on with: addiffusion tune --resume mine" in out
     trials.limit = 100
     assert say("tune", "--resume", "mine")[0] == 0
+    told = unescape((folder / "runs/mine/report.html").read_text())
+    assert f"addiffusion tune {shlex.join(words)}" in told
     assert len(trials.ran) == len(set(trials.ran)) == 3
     assert trials.seen[1].base.ppo.iterations == 7
     code, _, err = say("tune", "--resume", "mine", "ppo.lr=1")
@@ -142,7 +151,7 @@ def test_a_failed_trial_is_in_the_table_and_in_the_exit_code(say: Say, folder: P
 
 
 def test_the_best_are_trained_for_long_and_the_best_of_them_goes_to_the_gate(
-    say: Say, trials: Trials, monkeypatch: pytest.MonkeyPatch
+    say: Say, folder: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
@@ -167,6 +176,31 @@ def test_the_best_are_trained_for_long_and_the_best_of_them_goes_to_the_gate(
     assert {config.ppo.num_epochs for config in configs} == {2}
     assert asked == [Path("runs/lr-long") / longer.specs[0].id, "addiffusion-shapes/3"]
     assert "report: runs/lr-long/report.html" in out
+    told = unescape((folder / "runs/lr-long/report.html").read_text())
+    assert "addiffusion tune --long lr ppo.num_epochs=2" in told
+
+
+def test_variants_that_set_different_options_are_trained_for_long_as_they_were(
+    say: Say, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best one's options are its own: the others keep the defaults of what only it sets."""
+    monkeypatch.setattr("cluster.tune_command._promote_best", lambda *_: 0)
+    more = "{with_leap: ['actions=seed', 'engine.max_nfe=33'], no_refine: ['ppo.lr=7e-4']}"
+    own = [f"sweep.variants={more}", "sweep.seeds=[3,4]"]
+    assert say("tune", "sweep=reward", *own, UNTRACKED)[0] == 0
+    short = {spec.labels: run_config(spec.overrides) for spec in trials.seen[0].specs}
+    assert say("tune", "--long", "reward", "ppo.iterations=123")[0] == 0
+    specs = trials.seen[1].specs
+    assert [spec.labels for spec in specs[:3]] == [
+        (f"reward-long/reward-{name}",) for name in ("with_leap", "no_refine", "efficiency_heavy")
+    ]
+    assert [spec.seed for spec in specs] == [3, 3, 3, 4, 4, 4]
+    for spec in specs:
+        before = short[(spec.labels[0].replace("-long/reward-", "/"),)]
+        longer = run_config(spec.overrides)
+        assert longer.seed == spec.seed
+        assert (longer.engine, longer.reward) == (before.engine, before.reward)
+        assert longer.ppo == replace(before.ppo, iterations=123)
 
 
 def test_nothing_finished_is_nothing_to_train_for_long(say: Say, trials: Trials) -> None:
@@ -175,3 +209,21 @@ def test_nothing_finished_is_nothing_to_train_for_long(say: Say, trials: Trials)
     code, _, err = say("tune", "--long", "lr")
     assert code == 2
     assert err == "error: --long=lr: no variant has finished; addiffusion tune --resume lr\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("schedule", "sweep=schedule has no policies"),
+        ("pbt", "sweep=pbt changed its values while it trained"),
+    ],
+)
+def test_what_left_no_variants_is_not_trained_for_long(
+    say: Say, trials: Trials, file: str, said: str
+) -> None:
+    trials.limit = 0
+    assert say("tune", f"sweep={file}", UNTRACKED)[0] == 130
+    code, _, err = say("tune", "--long", file)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1

@@ -130,6 +130,26 @@ def test_what_ray_would_refuse_or_never_find_is_one_line(override: str, said: st
     assert str(caught.value).startswith(said)
 
 
+def test_what_is_missing_for_a_pool_names_the_option_that_asked_for_it() -> None:
+    pools = {
+        "own": PoolConfig(("clip",), replicas=3, gpus=1.0, resource="here"),
+        "rest": PoolConfig(cpus=9.0),
+    }
+    resources = ResourcesConfig(num_env_runners=0, address="auto", rewards_resource="there")
+    own, rest = placement.demands(resources, ServiceConfig(pools=pools))
+    begins = {
+        "rewards.pools.own.resource='here': none of": ([own], [node(CPU=99)]),
+        "rewards.pools.own.replicas=3: each reward replica of pool 'own'": (
+            [own],
+            [node(CPU=99, GPU=2, here=1)],
+        ),
+        "resources.rewards_resource='there': none of": ([rest], [node(CPU=99)]),
+        "resources.reward_replicas=1: each reward replica of pool 'rest'": ([rest], [node(CPU=8, there=1)]),
+    }
+    for begin, (wanted, nodes) in begins.items():
+        assert (placement.lack(wanted, nodes) or "").startswith(begin)
+
+
 def test_the_files_say_who_shares() -> None:
     cluster = compose(["resources=cluster"]).run.resources
     assert (cluster.denoiser_resource, cluster.rewards_resource) == (DENOISER, REWARDS)

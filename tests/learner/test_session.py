@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from learner import session
 from learner.config import RunConfig
+from learner.placement import Demand, Node
 from learner.resources import ResourcesConfig
 from rewards_service import service
 from rewards_service.contracts import Scorer
@@ -105,3 +109,40 @@ def test_damaged_weights_are_the_users_one_line(ray_session: None, tmp_path: Pat
         session.world(config_with(named)),
     ):
         pass
+
+
+@pytest.mark.parametrize("end", [None, UserError, KeyboardInterrupt])
+def test_an_autoscaler_is_told_when_nothing_is_wanted_any_more(
+    end: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room comes, or patience ends, or the user's does; else its nodes would stay and cost."""
+    asked: list[list[dict[str, float]]] = []
+    nodes = [Node.of({"CPU": 1.0})]
+
+    def sleep(seconds: float) -> None:
+        if end is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        if end is None:
+            nodes.append(Node.of({"CPU": 4.0}))
+        time.sleep(seconds)
+
+    monkeypatch.setattr(session, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(session, "alive_nodes", lambda: nodes)
+    monkeypatch.setattr(session, "free_nodes", lambda: nodes)
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    wanted = [Demand("env runner", "resources.num_env_runners", 2, 2.0, 0.0, None, "resources.x")]
+    ends: contextlib.AbstractContextManager[object] = (
+        contextlib.nullcontext() if end is None else pytest.raises(end)
+    )
+    with ends:
+        session.await_room(wanted, 0.05)
+    assert asked == [[{"CPU": 2.0}] * 2, []]
+
+
+def test_what_a_ray_of_ones_own_lacks_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "alive_nodes", lambda: [Node.of({"CPU": 1.0})])
+    wanted = [Demand("env runner", "resources.num_env_runners", 2, 2.0, 0.0, None, "resources.x")]
+    told: list[str] = []
+    with pytest.raises(UserError, match=r"resources.num_env_runners=2: each env runner asks for 0"):
+        session.make_room(ResourcesConfig(), wanted, told.append)
+    assert not told

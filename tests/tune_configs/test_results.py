@@ -113,6 +113,23 @@ def test_the_best_are_those_that_finished_and_no_training_is_named_twice() -> No
     assert len(best_variants(dearest_last, rows, 9)) == 3
 
 
+def test_trainings_that_happen_to_measure_the_same_are_two() -> None:
+    sweep = sweep_of(["full", "twin"], seeds=[0])
+    specs = [spec_of("full"), spec_of("twin")]
+    outcomes = outcomes_of(*(finished(spec, list(QUALITY), list(COST)) for spec in specs))
+    best = best_variants(sweep, table(sweep, specs, outcomes), 2)
+    assert [row.variant for row in best] == ["full", "twin"]
+
+
+def test_a_row_has_the_values_that_a_population_trained_with_last() -> None:
+    sweep = sweep_of(["full"], seeds=[0])
+    planned, ended = spec_of("full", lr=1e-4), spec_of("full", lr=3e-4)
+    (row,) = table(sweep, [planned], outcomes_of(finished(ended, list(QUALITY), list(COST))))
+    assert row.values == {"lr": 3e-4}
+    (missing,) = table(sweep, [planned], {})
+    assert missing.values == {"lr": 1e-4}
+
+
 class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

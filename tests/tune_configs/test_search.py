@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from ray.tune.search import Searcher
 
 from tests.tune_configs.outcomes import finished, spec_of
@@ -47,11 +48,38 @@ def test_a_limit_follows_what_is_free_beside_those_that_run_and_is_never_raised(
 def test_gpu_memory_machines_and_the_users_word_limit_too() -> None:
     gpus = Admission(reserve_gib=0.0, nodes=2, gpus=4.0)
     gpus.learn(report(1.0, 100.0, gpu=0.4), running=1)
-    assert gpus.limit == 10, "four GPUs over 0.4 of one"
+    assert gpus.limit == 8, "two on each of four GPUs, whose rests are no whole"
+    large = Admission(reserve_gib=0.0, nodes=2, gpus=4.0)
+    large.learn(report(1.0, 100.0, gpu=1.5), running=1)
+    assert large.limit == 2, "each has processes on two"
     told = Admission(reserve_gib=0.0, most=3)
     told.learn(report(1.0, 100.0), running=1)
     assert told.limit == 3
     assert 0 < free_memory() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "name"),
+    [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_files_that_were_read_do_not_fill_a_container(
+    tmp_path: Path, limit: str, used: str, stat: str, name: str
+) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / used).write_text("900\n")
+    (tmp_path / stat).write_text(f"anon 500\nactive_file 100\n{name} 300\n")
+    assert free_memory(tmp_path) == 1000 - 900 + 300
+    (tmp_path / limit).write_text("max\n")
+    assert free_memory(tmp_path) > 1000
 
 
 def test_every_trial_is_handed_out_once_and_no_more_than_may_run() -> None:

@@ -28,17 +28,27 @@ from actors.rollout import rollout
 from learner import session
 from learner.config import RunConfig
 from learner.json_lines import read_rows
+from learner.placement import Node, lack
 from rewards_service import service
 from rewards_service.actor import PoolSpec
 from rewards_service.pool_config import PoolConfig
 from tests.learner.toy import ToyBackbone, ToyScorer, toy_world
+from tests.tune_configs.outcomes import finished, spec_of
 from tests.tune_configs.toy_sweep import TOY, run, toy_sweep
-from tune_configs.ledger import FILE, read_outcomes
+from tune_configs.ledger import FILE, Ledger, read_outcomes
 from tune_configs.mlflow_sweep import SweepTracking
 from tune_configs.objective import Measured, judged_requests
 from tune_configs.plan import Place, run_config, trial_config
 from tune_configs.results import table
-from tune_configs.sweep import Prepared, check_room, prepare, run_sweep, stored, trial_bundles, write_sweep
+from tune_configs.sweep import (
+    Prepared,
+    prepare,
+    run_sweep,
+    stored,
+    trial_bundles,
+    trial_demands,
+    write_sweep,
+)
 from tune_configs.trial import ERROR_FILE
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
@@ -116,6 +126,7 @@ def test_a_sweep_judges_compares_fails_in_part_and_is_gone_on_with(tmp_path: Pat
     runs = {found.info.run_name: found for found in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"mixed"}, "the children are where their trainings' own runs would be"
     parent = runs["mixed"].info.run_id
+    assert runs["mixed"].info.status == "FINISHED"
     own = client.get_experiment_by_name("addiffusion")
     assert own is not None
     children = {found.info.run_name: found for found in client.search_runs([own.experiment_id])}
@@ -125,7 +136,7 @@ def test_a_sweep_judges_compares_fails_in_part_and_is_gone_on_with(tmp_path: Pat
         assert found.data.metrics["judged/utility"] == pytest.approx(outcomes[trial].metric("utility"))
         assert len(client.get_metric_history(found.info.run_id, "return")) == 2
 
-    mended, overrides = stored(prepared.folder)
+    mended, overrides, _ = stored(prepared.folder)
     assert overrides == TOY
     save_region_head(head, RemainingChangeHead(1), backbone="toy")
     again = run(prepare(mended, overrides, prepared.folder, prepared.tracking_uri))
@@ -249,6 +260,16 @@ def test_a_sweep_whose_own_process_is_killed_goes_on_with_what_is_missing(tmp_pa
     assert run_sweep(prepared, told.append) == outcomes, "and with nothing missing nothing is started"
 
 
+def test_a_complete_search_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "connected", lambda *_: pytest.fail("asks for Ray"))
+    space = {"ppo.lr": {"loguniform": [1.0e-5, 1.0e-2]}}
+    prepared = toy_sweep(tmp_path / "search", {"space": space, "searcher": "optuna", "trials": 2})
+    ledger = Ledger(prepared.folder)
+    for name in ("t0", "t1"):
+        ledger.add(finished(spec_of(name), [0.5, 0.6], [4.0, 5.0]))
+    assert run_sweep(prepared) == ledger.outcomes
+
+
 def test_halving_stops_trials_on_enough_prompts_and_keeps_them_in_the_table(tmp_path: Path) -> None:
     content = {
         "space": {"ppo.lr": {"loguniform": [1.0e-5, 1.0e-2]}},
@@ -262,7 +283,8 @@ def test_halving_stops_trials_on_enough_prompts_and_keeps_them_in_the_table(tmp_
     outcomes = run(prepared)
     statuses = [outcome.status for outcome in outcomes.values()]
     assert len(statuses) == 4
-    assert set(statuses) <= {"finished", "stopped"}
+    assert set(statuses) == {"finished", "stopped"}
+    assert statuses[0] == "finished", "one at a time, the first has nobody to be worse than"
     best = max(outcome.metric("utility") or 0.0 for outcome in outcomes.values())
     for outcome in outcomes.values():
         held_out = read_rows(prepared.folder / outcome.spec.id / "held_out.jsonl")
@@ -294,24 +316,31 @@ def test_a_population_exchanges_weights_and_changes_what_it_searches(tmp_path: P
     for outcome in outcomes.values():
         rows = read_rows(prepared.folder / outcome.spec.id / "progress.jsonl")
         assert [row["iteration"] for row in rows] == list(range(1, 7))
+        assert outcome.spec.values["reward.c_nfe"] == pytest.approx(rows[-1]["c_nfe"]), "what it ended with"
+        assert outcome.iterations == 6
+        assert outcome.seconds > rows[-1]["seconds"] + rows[-2]["seconds"], "not since its last pause alone"
 
 
 def test_what_a_cluster_has_no_room_for_is_one_line(tmp_path: Path) -> None:
     asking = toy_sweep(tmp_path / "gpus", {"space": LR}, overrides=("resources.gpus_per_env_runner=1",))
-    with pytest.raises(UserError, match="one trial asks for 1 GPUs"):
-        run(asking)
+    told: list[str] = []
+    said = (
+        r"resources.gpus_per_env_runner=1: each trial asks for 1 GPUs and 0.75 CPUs; 1 such nodes have 0 GPUs"
+    )
+    with pytest.raises(UserError, match=said):
+        run_sweep(asking, told.append, open_world=toy_world)
     assert not asking.folder.exists()
-    base = run_config([*TOY, "resources.gpus_per_env_runner=1"])
+    assert not told, "nobody adds nodes to a Ray of one's own, so nothing is waited for"
+
+
+def test_a_trial_asks_for_its_process_and_its_env_runners(tmp_path: Path) -> None:
     sweep = toy_sweep(Path("nowhere"), {"space": LR}).sweep.config
-    nothing = {"CPU": 0.0, "GPU": 0.0}
-    with pytest.raises(
-        UserError, match=r"resources.gpus_per_env_runner: one trial asks for 1 GPUs, and 0 of 0 are"
-    ):
-        check_room(trial_bundles(base, sweep), nothing, {"CPU": 8.0})
-    many = trial_bundles(run_config([*TOY, "resources.num_env_runners=4"]), sweep)
-    assert many == [{"CPU": 0.75, "GPU": 0.0}] + [{"CPU": 0.5, "GPU": 0.0}] * 4
-    with pytest.raises(
-        UserError, match=r"sweep.cpus_per_trial: one trial asks for 2.75 CPUs, and 2.5 of 3 are left"
-    ):
-        check_room(many, {"CPU": 0.5, "GPU": 0.0}, {"CPU": 3.0})
-    check_room(many, {"CPU": 0.25, "GPU": 0.0}, {"CPU": 3.0})
+    many = run_config([*TOY, "resources.num_env_runners=4"])
+    assert trial_bundles(many, sweep) == [{"CPU": 0.75}] + [{"CPU": 0.5}] * 4
+    wanted = trial_demands(many, sweep)
+    assert lack(wanted, [Node.of({"CPU": 2.0}), Node.of({"CPU": 0.75})]) is None
+    said = lack(wanted, [Node.of({"CPU": 2.5})])
+    assert said is not None
+    assert said.startswith("resources.num_env_runners=4: each env runner asks for 0 GPUs and 0.5 CPUs")
+    with pytest.raises(UserError, match=r"sweep.cpus_per_trial=0: give more"):
+        toy_sweep(tmp_path / "nothing", {"space": LR, "cpus_per_trial": 0})

@@ -56,6 +56,12 @@ def test_every_variant_of_every_file_composes_to_a_training_of_its_own(group: st
     assert as_sweep(group, file, sweep_to_dict(sweep.config)).config == sweep.config
 
 
+def test_a_variant_without_options_of_its_own_is_stored_too() -> None:
+    content = {"description": "x", "variants": {"plain": [], "fast": ["ppo.lr=0.01"]}, "reference": "plain"}
+    config = as_sweep("sweep", "x", content).config
+    assert as_sweep("sweep", "x", sweep_to_dict(config)).config == config
+
+
 def test_the_ablations_are_those_that_were_planned() -> None:
     variants = {
         file: {
@@ -106,6 +112,11 @@ def test_a_grid_has_every_point_and_draws_stay_inside_their_bounds() -> None:
     config = run_config(specs[0].overrides)
     assert config.ppo.lr == specs[0].values["ppo.lr"]
     assert config.reward.profile == specs[0].values["reward"]
+
+
+def test_values_of_a_grid_that_differ_in_the_last_digit_are_two_trials() -> None:
+    specs = Planner(small(space={"ppo.lr": {"grid": [0.001, 0.0010000001]}}), ()).trials()
+    assert [spec.id for spec in specs] == ["small-lr=0.001-s0", "small-lr=0.0010000001-s0"]
 
 
 def test_what_makes_a_variant_comes_after_what_is_given_for_all() -> None:
@@ -165,6 +176,12 @@ def test_a_file_of_which_nothing_is_held_out_judges_nothing(tmp_path: Path) -> N
         ),
         ("sweep", "lr", ["sweep.searcher=optuna"], "as a grid leaves nothing to search"),
         ("sweep", "pbt", ["sweep.searcher=optuna"], "accepted: none, as pbt changes trials itself"),
+        (
+            "sweep",
+            "pbt",
+            ["sweep.max_concurrent=3"],
+            "sweep.max_concurrent: 3; accepted: 4 (sweep.trials) or more, or null",
+        ),
         ("sweep", "asha", ["sweep.seeds=[0,1]"], "sweep.seeds: [0, 1]; accepted: one, with scheduler=asha"),
         (
             "sweep",
@@ -236,6 +253,11 @@ def test_a_range_with_nothing_in_it_is_one_line(space: dict[str, Any], said: str
             {"space": {"ppo.lr": {"uniform": [0.1, 0.2]}}, "scheduler": "asha"},
             ["ppo.iterations=20"],
             "sweep.grace=20: give less than ppo.iterations=20",
+        ),
+        (
+            {"space": {"ppo.lr": {"uniform": [0.1, 0.2]}}, "scheduler": "pbt"},
+            ["watch.every=3"],
+            "sweep.perturbation_interval=10: give a multiple of watch.every=3",
         ),
     ],
 )

@@ -54,5 +54,5 @@ def run(prepared: Prepared) -> dict[str, Outcome]:
 if __name__ == "__main__":
     address, folder = sys.argv[1:]
     ray.init(address=address, log_to_driver=False)
-    sweep, overrides = stored(Path(folder))
+    sweep, overrides, _ = stored(Path(folder))
     run(prepare(sweep, overrides, Path(folder), f"sqlite:///{Path(folder).parent / 'mlflow.db'}"))

@@ -39,8 +39,8 @@ def test_judging_prints_the_estimate_and_the_tally_and_goes_on_for_nothing(
     code, out, err = say(*command)
     assert (code, err.count("\n"), server.requests) == (2, 1, [])
     assert err.startswith("error: --max-usd=10: nobody knows what local charges; give --input-usd and")
-    command = (*command, "--max-usd", "inf")
-    code, out, err = say(*command)
+    unlimited = (*command, "--max-usd", "inf")
+    code, out, err = say(*unlimited)
     assert (code, "error" in err) == (0, False)
     estimate, header, row, *rest = out.splitlines()
     assert estimate.startswith("local: 20 questions, about ")
@@ -59,7 +59,7 @@ def test_judging_prints_the_estimate_and_the_tally_and_goes_on_for_nothing(
     assert not [text for text in (*written, out, err) if SECRET in text]
 
     server.requests.clear()
-    code, again, _ = say(*command[:-2])  # nothing is left to pay for
+    code, again, _ = say(*unlimited[:-2])  # nothing is left to pay for
     assert (code, server.requests) == (0, [])
     assert again.startswith("local: 0 questions")
     assert again.splitlines()[1:] == out.splitlines()[1:]

@@ -87,7 +87,7 @@ def test_a_population_goes_on_without_members_that_give_up_or_fail(
     kept: list[Any] = []
     ledger: Any = SimpleNamespace(add=kept.append)
     names = ("good", "better", "gives_up", "raises")
-    first = {"ppo.lr": 1e-3, "reward.c_nfe": 0.015}
+    first: dict[str, Any] = {"ppo.lr": 1e-3, "reward.c_nfe": 0.015}
     specs = [json.dumps(asdict(spec_of(name, **first))) for name in names]
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Member, folder=tmp_path), {"CPU": 0.5}),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
@@ -214,9 +215,18 @@ def outcome_of(spec: TrialSpec, result: Mapping[str, Any]) -> Outcome:
 
 def _death(trial: Trial) -> str:
     """What kept ending its process, or what it kept raising, in a line."""
-    error = trial.get_pickled_error()
+    error = _last_error(trial)
     if error is None or isinstance(error, RayActorError):
         reason = " ".join(str(error or "").split())
         return f"its process died: {reason[:300]}".removesuffix(": ")
     cause = error.cause if isinstance(error, RayTaskError) else error
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"
+
+
+def _last_error(trial: Trial) -> Exception | None:
+    """Tune's own getter reads the experiment's storage, where an error arrives only after it is told."""
+    if trial.pickled_error_file is None or not Path(trial.pickled_error_file).is_file():
+        return None
+    with Path(trial.pickled_error_file).open("rb") as file:
+        error: Exception = cloudpickle.load(file)  # this process wrote it just now
+    return error

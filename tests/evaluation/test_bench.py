@@ -91,9 +91,10 @@ def test_finished_images_are_judged_as_they_are_and_stored_apart_from_forecasts(
     monkeypatch.setitem(sys.modules, "rewards_service.world", world)  # type: ignore[arg-type]
     for recipe in (bench_recipe, held_out_recipe):
         bench = recipe(BackboneConfig("any"), config)()
-        assert bench.judge(images, captions).tolist() == [0.125]
+        assert set(bench.judge(images, captions).tolist()) == {0.125}
         assert bench.finished == "image_reward_now"
-        assert bench.scorer("image_reward")(images, captions)["image_reward"].tolist() == [0.25], "a look"
+        looked = bench.scorer("image_reward")(images, captions)["image_reward"]
+        assert set(looked.tolist()) == {0.25}
         assert bench.identity != plain.identity
 
 

@@ -188,7 +188,7 @@ def test_user_and_password_of_the_address_are_not_stored_and_come_from_the_envir
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = "http://someone:hidden-word@127.0.0.1:9/mlflow"
-    folder = a_run(tmp_path / "runs", uri)
+    folder = a_run(tmp_path, uri)
     EventLog(folder, lambda shown: None).record("tracking", f"MLflow at {uri} does not answer")
     assert read_events(folder)[0].sentence == "MLflow at http://***@127.0.0.1:9/mlflow does not answer"
     stored = [file for file in folder.rglob("*") if file.is_file()]

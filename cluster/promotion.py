@@ -23,6 +23,7 @@ from actors.contracts import EpisodeRequest
 from actors.errors import UserError
 from actors.policy_folder import TrainedPolicy, read_trained_policy
 from actors.prompts import PromptOptions
+from cluster.runs import registered_scorers
 from evaluation import held_out
 from evaluation.bench import Bench, held_out_recipe
 from evaluation.config import EvaluationConfig
@@ -101,7 +102,13 @@ def _judge(
     """The verdict, and the tables it was made on: the candidate's first."""
     policy_dir = registry.policy_folder(version.label, uri=champions.uri)
     trained = read_trained_policy(policy_dir)
-    config = held_out.held_out_config(trained, prompts=gate.prompts, seeds=gate.seeds, device=gate.device)
+    config = held_out.held_out_config(
+        trained,
+        scorers=registered_scorers(champions, version, trained.backbone),
+        prompts=gate.prompts,
+        seeds=gate.seeds,
+        device=gate.device,
+    )
     requests = evaluation_requests(config, PromptOptions("--prompts", "--prompts", "--prompts"))
     measuring = _Measuring(champions, config, requests, trained, gate.measure, progress)
     strata = tuple(request.tier or "" for request in requests[:: config.seeds])

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
 from actors.policy import WEIGHTS_FILE, load_policy
+from rewards_service.scorers_config import ScorersConfig
 from tune_configs.conversion import nearest
 from tune_configs.loading import Settings, compose, settings_from_stored, settings_from_yaml
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from learner.champions import Champions, Version
 
 CONFIG = "config.yaml"
 
@@ -107,6 +113,18 @@ def settings_by_name(name: str, runs_dir: Path, overrides: Sequence[str] = ()) -
     from learner import registry
 
     return registered_settings(name, registry.tracking_uri(runs_dir), overrides)
+
+
+def registered_scorers(
+    champions: Champions, version: Version, backbone: BackboneConfig
+) -> ScorersConfig | str | None:
+    """The reward models that a version was trained with; None, the embedded world's, for its own policies.
+
+    Raises UserError for a policy on another backbone that was registered without the options of its run.
+    """
+    if backbone.name == "shapes" and champions.config(version) is None:
+        return None
+    return registered_settings(version.label, champions.uri).evaluation.scorers
 
 
 def registered_settings(name: str, uri: str, overrides: Sequence[str] = ()) -> Settings:

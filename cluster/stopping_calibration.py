@@ -22,13 +22,14 @@ from rich.table import Table
 from actors.errors import UserError
 from actors.policy import load_policy, save_policy
 from actors.policy_folder import CALIBRATION, STOP_THRESHOLD
-from cluster.runs import run_policy
+from cluster.runs import registered_scorers, run_policy, settings_of
 from evaluation.bench import held_out_recipe
 from evaluation.held_out import held_out_config
-from evaluation.methods import read_policy
+from evaluation.methods import PolicyMethod, read_policy
 from evaluation.progress import progress_bar
 from evaluation.risk_control import Tested, certify, prompts_needed, upper_bound
 from evaluation.stopping import StoppingTable, calibration_requests, measure_stopping
+from rewards_service.scorers_config import ScorersConfig
 
 if TYPE_CHECKING:
     from learner.champions import Version
@@ -113,7 +114,12 @@ def calibrate_stopping(
         champions = open_registry(runs_dir, tracking_uri)
         version = champions.find(model)
         policy_dir = registry.policy_folder(version.label, uri=champions.uri)
-    table, metric = _measure(policy_dir, sample)
+    policy = read_policy(policy_dir, greedy=True, seed=sample.seed)
+    if version is None or champions is None:
+        scorers = settings_of(policy_dir).evaluation.scorers
+    else:
+        scorers = registered_scorers(champions, version, policy.trained.backbone)
+    table, metric = _measure(policy, sample, scorers)
     tested = certify(
         table.losses(limits.largest_loss),
         table.thresholds,
@@ -157,10 +163,11 @@ def calibrate_stopping(
     return 0
 
 
-def _measure(policy_dir: Path, sample: Sample) -> tuple[StoppingTable, str]:
+def _measure(
+    policy: PolicyMethod, sample: Sample, scorers: ScorersConfig | str | None
+) -> tuple[StoppingTable, str]:
     """The table, and the name of the score."""
-    policy = read_policy(policy_dir, greedy=True, seed=sample.seed)
-    config = held_out_config(policy.trained, prompts=sample.prompts, device=sample.device)
+    config = held_out_config(policy.trained, scorers=scorers, prompts=sample.prompts, device=sample.device)
     requests = calibration_requests(sample.prompts, limit=sample.limit, seeds=sample.seeds, seed=sample.seed)
     bench = held_out_recipe(policy.trained.backbone, config)()
     with progress_bar() as progress:

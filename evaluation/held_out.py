@@ -32,6 +32,7 @@ from evaluation.progress import Progress
 from evaluation.rows import ImageRow, MethodTable
 from evaluation.statistics import Estimate, Resampling
 from rewards_service.arithmetic import utility
+from rewards_service.scorers_config import ScorersConfig
 
 MARGIN = 0.01
 """How far below the champion's utility a candidate may still be, by the interval's lower end."""
@@ -56,15 +57,17 @@ class Verdict:
 def held_out_config(
     policy: TrainedPolicy,
     *,
+    scorers: ScorersConfig | str | None = None,
     prompts: str | None = None,
     per_tier: int | None = None,
     seeds: int = 3,
     device: str | None = None,
 ) -> EvaluationConfig:
-    """Validation prompts, the policy's own reward models. UserError where there are no prompts by default.
+    """Validation prompts for a policy and its reward models. UserError where there are no prompts by default.
 
-    prompts: a file; None is the embedded world's validation split, for its own policies. per_tier: None is
-    PROMPTS_PER_TIER of the embedded world, and all of a file.
+    scorers: the reward models that it was trained with, which `policy` does not hold. prompts: a file; None
+    is the embedded world's validation split, for its own policies. per_tier: None is PROMPTS_PER_TIER of the
+    embedded world, and all of a file.
     """
     if prompts is None and policy.backbone.name != "shapes":
         raise UserError(
@@ -79,7 +82,7 @@ def held_out_config(
         seeds=seeds,
         device=device or policy.backbone.device,
         dtype=policy.backbone.dtype,
-        scorers=policy.backbone.scorers,
+        scorers=scorers,
         workers=1,
     )
 

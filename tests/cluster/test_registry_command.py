@@ -17,6 +17,7 @@ from actors.policy import load_policy
 from actors.policy_folder import read_trained_policy
 from actors.sampler import AdaptiveSampler
 from evaluation.bench import Bench
+from evaluation.config import EvaluationConfig
 from evaluation.generate import Job, generate
 from evaluation.methods import read_policy
 from learner import registry
@@ -42,7 +43,7 @@ def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run_id=registry.new_run(registry.tracking_uri(runs), "addiffusion", f"run-{seed}", {}),
             metrics={"nfe": 8.0 + seed},
             step=1,
-            config={"name": f"run-{seed}"},
+            config=compose([f"name=run-{seed}", f"backbone.scorers=models-{seed}"]).run.as_dict(),
             tags={"backbone": "fake-1"},
             alias="candidate",
         )
@@ -67,6 +68,20 @@ def opened(folder: Path, two_versions: Path, monkeypatch: pytest.MonkeyPatch) ->
     for module in ("promotion", "stopping_calibration"):
         monkeypatch.setattr(f"cluster.{module}.held_out_recipe", recipe)
     return benches
+
+
+@pytest.fixture
+def judges(opened: list[Bench], monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The reward models that commands have asked for."""
+    asked: list[object] = []
+
+    def recipe(backbone: object, config: EvaluationConfig) -> Callable[[], Bench]:
+        asked.append(config.scorers)
+        return open_fake_bench
+
+    for module in ("promotion", "stopping_calibration"):
+        monkeypatch.setattr(f"cluster.{module}.held_out_recipe", recipe)
+    return asked
 
 
 def registered() -> Champions:
@@ -118,6 +133,19 @@ def read_rows_of(champions: Champions, version: str) -> list[Any]:
     file = champions.attached(found, path)
     assert file is not None
     return read_rows(file)
+
+
+def test_policies_are_judged_by_the_reward_models_they_were_trained_with(
+    say: Say, folder: Path, judges: list[object]
+) -> None:
+    """Not by those of the embedded world, which know nothing of another model's images."""
+    run = folder / "runs" / "mine"
+    saved_policy(run / "policy")
+    (run / "config.yaml").write_text(compose(["name=mine", "backbone.scorers=models-of-mine"]).to_yaml())
+    asked = ("--prompts", "prompts.txt", "--json")
+    for command in (("promote", NAME), ("calibrate", f"{NAME}/1"), ("calibrate", "mine")):
+        say("registry", *command, *asked)
+    assert judges == ["models-1", "models-0", "models-of-mine"]
 
 
 def test_the_first_champion_has_to_beat_fixed_schedules(say: Say, opened: list[Bench]) -> None:

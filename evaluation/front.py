@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 COST_TOLERANCE = 1e-9
+ROUNDING = 1e-12
+"""By which two sums of the same qualities may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def envelope_weights(vertices: Sequence[Point], cost_R: ArrayLike) -> Floats:
 
 def cost_to_reach(vertices: Sequence[Point], quality: float) -> float | None:
     """The least cost at which the front has this quality; None if no baseline gets there."""
-    if quality > vertices[-1].quality:
+    if quality > vertices[-1].quality + ROUNDING:
         return None
     return float(np.interp(quality, [vertex.quality for vertex in vertices], [v.cost for v in vertices]))
 

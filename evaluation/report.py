@@ -33,7 +33,7 @@ from evaluation.headline import further_sentences, opening_sentence, outcome, si
 from evaluation.rows import IMAGES_FILE, ImageRow, read_rows
 from evaluation.run_files import PROGRESS_FILE, read_summary, training_rows
 from evaluation.strips import STRIPS_FILE, Frame, Strip, read_strips
-from evaluation.tables import hypotheses_table, methods_table, p_value, write_tables
+from evaluation.tables import hypotheses_table, methods_table, p_value, quality_adjusted_table, write_tables
 from evaluation.traces import TRACES_FILE, Trace, read_traces
 from evaluation.transfer import read_transfer, transfer_table
 
@@ -95,6 +95,7 @@ def write_report(run_dir: Path) -> Path:
         failures=[strip for strip in strips if strip.loss is not None],
         masks=_masks(strips),
         cells=cells,
+        adjusted=quality_adjusted_table(summary),
         bars=_bars(summary),
         images=len(rows),
         config=json.dumps(summary["config"], indent=2, ensure_ascii=False),
@@ -109,6 +110,7 @@ def write_report(run_dir: Path) -> Path:
         "methods": methods_table(summary),
         "hypotheses": hypotheses_table(summary),
         "gates": gates_table(found),
+        "quality_adjusted": quality_adjusted_table(summary),
     }
     write_tables(run_dir, tables | ({"transfer": transfer_table(cells)} if cells else {}))
     path = run_dir / "report.html"

@@ -16,7 +16,10 @@ PROGRESS_FILE = Path("progress.jsonl")
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """summary.json of a run; UserError if it is missing or not an evaluation's."""
+    """summary.json of a run; UserError if it is missing or not an evaluation's.
+
+    What an earlier version did not measure, quality_adjusted, is empty.
+    """
     path = run_dir / SUMMARY_FILE
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -24,6 +27,8 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{run_dir}: no summary.json there; run `addiffusion evaluate` first") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON; run `addiffusion evaluate` again") from error
+    if isinstance(summary, dict):
+        summary.setdefault("quality_adjusted", {})
     if not isinstance(summary, dict) or not set(SUMMARY_KEYS) <= set(summary):
         raise UserError(f"{path}: not an evaluation's summary; run `addiffusion evaluate` again")
     return summary

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import numpy as np
 
 from evaluation.config import EvaluationConfig
 from evaluation.hypotheses import (
+    H1_REFERENCES,
     cost_follows_prompt,
     equal_cost,
     equal_quality,
     refinement_beats_steps,
     tier_order,
 )
+from evaluation.metrics.quality_adjusted import families, quality_adjusted
+from evaluation.power import detectable_difference, variation_of
 from evaluation.rows import ImageRow, MethodTable
 from evaluation.statistics import Resampling, holm
 
@@ -30,6 +34,7 @@ SUMMARY_KEYS = (
     "policy",
     "baselines",
     "hypotheses",
+    "quality_adjusted",
     "actions",
     "seed",
     "config",
@@ -45,7 +50,7 @@ def compare(
     tiers_P: Sequence[str | None],
     config: EvaluationConfig,
 ) -> dict[str, Any]:
-    """The keys policy, baselines and hypotheses of a summary."""
+    """The keys policy, baselines, hypotheses and quality_adjusted of a summary."""
     assert baselines, "nothing to compare the policy with"
     strata = tuple(tier or "" for tier in tiers_P)
     resampling = Resampling(len(tiers_P), config.resamples, config.seed, strata)
@@ -60,8 +65,12 @@ def compare(
     adjusted = holm([difference.p for difference in differences.values()])
     for (name, difference), p_holm in zip(differences.items(), adjusted, strict=True):
         numbers[name]["difference"] = {
-            "estimate": difference.value, "ci95": difference.ci95, "p": difference.p, "p_holm": p_holm
-        }  # fmt: skip
+            "estimate": difference.value,
+            "ci95": difference.ci95,
+            "p": difference.p,
+            "p_holm": p_holm,
+            "detectable": _detectable(policy, baselines[name]),
+        }
     return {
         "policy": {**_method(policy, tiers_P, resampling), "nfe_sd": float(policy.nfe_PS.std())},
         "baselines": numbers,
@@ -71,6 +80,7 @@ def compare(
             "H3": cost_follows_prompt(policy, baselines, resampling, tiers_P),
             "H4": refinement_beats_steps(baselines, resampling),
         },
+        "quality_adjusted": _quality_adjusted(policy, baselines, resampling),
     }
 
 
@@ -79,6 +89,26 @@ def action_shares(rows: Iterable[ImageRow], action_names: Sequence[str]) -> dict
     counts = Counter(action for row in rows for action in row.actions)
     total = counts.total()
     return {name: counts[name] / total if total else 0.0 for name in action_names}
+
+
+def _detectable(policy: MethodTable, baseline: MethodTable) -> float:
+    """The smallest true difference of the two that so many prompts and seeds show with 80% power."""
+    differences_PS = policy.quality_PS - baseline.quality_PS
+    return detectable_difference(variation_of(differences_PS), *differences_PS.shape)
+
+
+def _quality_adjusted(
+    policy: MethodTable, baselines: Mapping[str, MethodTable], resampling: Resampling
+) -> dict[str, dict[str, Any]]:
+    """By family: what it spends for the quality of the long schedule; empty where that was not run."""
+    target = next((name for name in H1_REFERENCES if name in baselines), None)
+    if target is None:
+        return {}
+    found = families({policy.name: policy, **baselines})
+    return {
+        name: asdict(quality_adjusted(family, baselines[target], resampling, axis="cost"))
+        for name, family in found.items()
+    }
 
 
 def _method(table: MethodTable, tiers_P: Sequence[str | None], resampling: Resampling) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def methods_table(summary: Mapping[str, Any]) -> Table:
         "seconds",
         "lead",
         "p (Holm)",
+        "detectable",
     )
     what = summary["config"]
     return Table(f"Quality ({what['quality']}) and cost, {what['images']} images a method", header, rows)
@@ -105,6 +106,24 @@ def hypotheses_table(summary: Mapping[str, Any]) -> Table:
             )
         )
     return Table("Hypotheses", ("hypothesis", "estimate", "95%", "p", "outcome"), rows)
+
+
+def quality_adjusted_table(summary: Mapping[str, Any]) -> Table:
+    """What each family of methods spends for the long schedule's quality, and how surely it gets there."""
+    rows = []
+    for name, one in summary["quality_adjusted"].items():
+        low, high = (f"{end:.1f}" if end is not None else "" for end in (one["low"], one["high"]))
+        rows.append(
+            (
+                name,
+                f"{one['value']:.1f}" if one["value"] is not None else "",
+                f"{low} to {high or 'unknown'}" if low else "",
+                f"{one['reached']:.0%}",
+            )
+        )
+    return Table(
+        "Cost at the long schedule's quality", ("family", "cost", "95%", "resamples that get there"), rows
+    )
 
 
 def outcome_of(passed: bool | None) -> str:
@@ -128,6 +147,7 @@ def _method_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{one['seconds']:.3f}",
         _signed(lead["estimate"]) if lead else "",
         p_value(lead["p_holm"]) if lead else "",
+        f"{lead['detectable']:.3f}" if lead and "detectable" in lead else "",
     )
 
 

@@ -18,8 +18,6 @@ from evaluation.front import Point, cost_to_reach, upper_envelope
 from evaluation.rows import MethodTable
 from evaluation.statistics import Floats, Resampling
 
-TARGET = "ddim-50"
-
 
 @dataclass(frozen=True)
 class QualityAdjusted:

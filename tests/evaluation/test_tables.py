@@ -2,7 +2,12 @@
 
 import re
 
-from evaluation.tables import Table
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from evaluation.tables import Table, methods_table, quality_adjusted_table
+from tests.evaluation import synthetic
 
 HOSTILE = r"a|b & c_d $x$ 50% #1 {e} ~f ^g \h <i>"
 
@@ -17,6 +22,22 @@ def test_cells_cannot_break_out() -> None:
         r"a|b \& c\_d \$x\$ 50\% \#1 \{e\} \textasciitilde{}f \textasciicircum{}g \textbackslash{}h"
     )
     assert "$-$0.5" in body[0]
+
+
+def test_what_the_long_schedules_quality_costs_and_what_can_be_shown_are_in_the_tables() -> None:
+    """DDIM-50 has .65; DPM-Solver++ stops at .60; the policy has .70 for about 16 NFE."""
+    summary, _ = synthetic.evaluation(0.70)
+    adjusted = {row[0]: row[1:] for row in quality_adjusted_table(summary).rows}
+    assert adjusted["dpmpp"] == ("", "", "0%")
+    assert adjusted["ddim"] == ("50.0", "50.0 to 50.0", "100%")
+    assert float(adjusted["policy"][0]) == pytest.approx(summary["policy"]["cost"], abs=0.05)
+    table = methods_table(summary)
+    shown = {row[0]: row[table.header.index("detectable")] for row in table.rows}
+    assert shown.pop("policy") == ""
+    rng = np.random.default_rng(0)
+    prompts, spread = 120, 0.03 * np.sqrt(2 / 3)  # two methods' own noise, three seeds
+    studies = rng.normal(float(shown["ddim-50"]), spread, (2_000, prompts))
+    assert np.mean(ttest_1samp(studies, 0.0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.1)
 
 
 def test_lines_in_a_cell_become_one() -> None:

@@ -67,7 +67,20 @@ def sweep_to_dict(config: SweepConfig) -> dict[str, Any]:
 def _config(content: Mapping[str, Any], overrides: Sequence[str]) -> SweepConfig:
     wanted = [text.removeprefix(PREFIX) for text in overrides]
     values = changed(content, wanted, option_names(SweepConfig))
+    if isinstance(variants := values.get("variants"), Mapping):
+        values["variants"] = _without(content.get("variants") or {}, variants)
     return from_mapping(SweepConfig, values, PREFIX.removesuffix("."))
+
+
+def _without(of_file: Mapping[str, Any], variants: Mapping[str, Any]) -> dict[str, Any]:
+    """The variants less those that the command line set to null, which the file has to have."""
+    for name, overrides in variants.items():
+        if overrides is None and name not in of_file:
+            raise UserError(
+                f"{PREFIX}variants.{name}=null: there is none to leave out; "
+                f"give one of {', '.join(of_file)}{nearest(name, list(of_file))}"
+            )
+    return {name: overrides for name, overrides in variants.items() if overrides is not None}
 
 
 def _content(group: str, file: str) -> dict[str, Any]:

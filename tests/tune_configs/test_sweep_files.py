@@ -56,6 +56,15 @@ def test_every_variant_of_every_file_composes_to_a_training_of_its_own(group: st
     assert as_sweep(group, file, sweep_to_dict(sweep.config)).config == sweep.config
 
 
+def test_a_variant_set_to_null_is_left_out() -> None:
+    sweep = read_sweep(
+        "ablation", "A4", ["sweep.variants.learned=null", "sweep.variants.more=['ppo.lr=0.01']"]
+    )
+    assert list(sweep.config.variants) == ["attention", "grid", "random", "change", "more"]
+    with pytest.raises(UserError, match=r"sweep.variants.lerned=null: .*one of attention.*learned"):
+        read_sweep("ablation", "A4", ["sweep.variants.lerned=null"])
+
+
 def test_a_variant_without_options_of_its_own_is_stored_too() -> None:
     content = {"description": "x", "variants": {"plain": [], "fast": ["ppo.lr=0.01"]}, "reference": "plain"}
     config = as_sweep("sweep", "x", content).config

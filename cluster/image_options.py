@@ -19,12 +19,17 @@ def metrics(
         list[str],
         typer.Argument(
             metavar="IMAGES... [OVERRIDES]...",
-            help="Parquet tables or folders of images, and options such as evaluation.metrics.reference=coco",
+            help="Evaluated runs, Parquet tables or folders of images, and options such as"
+            " evaluation.metrics.reference=coco",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where features and numbers go.")] = Path(
-        "metrics"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where features and numbers go: ./metrics, or of one run into the run and its report.",
+        ),
+    ] = None,
 ) -> None:
     """Measure stored images: scores, FID, CMMD, diversity, costs; each measured, or missing with a reason."""
     from cluster.metrics_command import measure_images

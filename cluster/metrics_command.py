@@ -14,22 +14,31 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.errors import UserError
-from evaluation.metrics.contracts import Measured, Measurement, Missing
-from tune_configs.loading import compose
+from cluster.runs import CONFIG
+from evaluation.metrics.contracts import RESULTS_FILE, Measured, Measurement, Missing
+from tune_configs.loading import Settings, compose, settings_from_yaml
 
 
-def measure_images(arguments: Sequence[str], *, out: Path) -> None:
-    """Measure the images that the arguments without "=" name, with the others as overrides."""
+def measure_images(arguments: Sequence[str], *, out: Path | None) -> None:
+    """Measure the images that the arguments without "=" name, with the others as overrides.
+
+    Of one evaluated run the numbers go into its report too, if no folder is given.
+    """
     from evaluation.metrics.definitions import METRICS
-    from evaluation.metrics.images import read_sets
-    from evaluation.metrics.measure import RESULTS_FILE, Resamples, measure
+    from evaluation.metrics.images import is_evaluated, read_sets
+    from evaluation.metrics.measure import Resamples, measure
     from evaluation.progress import progress_bar
+    from evaluation.report import write_report
+    from evaluation.run_files import METRICS_FOLDER
 
     overrides = [text for text in arguments if "=" in text or text.startswith("@")]
     paths = [Path(text) for text in arguments if text not in overrides]
     if not paths:
-        raise UserError("IMAGES: give Parquet tables or folders of images")
-    config = compose(overrides).evaluation
+        raise UserError("IMAGES: give an evaluated run's folder, Parquet tables or folders of images")
+    run_dir = paths[0] if len(paths) == 1 and is_evaluated(paths[0]) else None
+    config = _settings(run_dir, overrides).evaluation
+    reported = run_dir is not None and out is None
+    out = out or (Path("metrics") if run_dir is None else run_dir / METRICS_FOLDER)
     sets = [each for path in paths for each in read_sets(path)]
     with progress_bar() as progress:
         results = measure(
@@ -59,6 +68,15 @@ def measure_images(arguments: Sequence[str], *, out: Path) -> None:
         if metrics:
             typer.echo(f"missing {', '.join(metrics)}: {reason}")
     typer.echo(f"numbers: {out / RESULTS_FILE}")
+    if run_dir is not None and reported:
+        typer.echo(f"report: {write_report(run_dir)}")
+
+
+def _settings(run_dir: Path | None, overrides: Sequence[str]) -> Settings:
+    """Those of the run, whose reward models its images were made with, or else config.yaml's."""
+    if run_dir is not None and (run_dir / CONFIG).is_file():
+        return settings_from_yaml(run_dir / CONFIG, overrides)
+    return compose(overrides)
 
 
 def _cell(found: Measurement) -> str:

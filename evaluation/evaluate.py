@@ -31,8 +31,10 @@ from evaluation.bench import Bench, bench_recipe
 from evaluation.config import EvaluationConfig
 from evaluation.generate import Job, Workers, jobs_of, run_jobs
 from evaluation.methods import BaselineMethod, Method, PolicyMethod, read_policy
+from evaluation.metrics.contracts import RESULTS_FILE
 from evaluation.progress import Progress
 from evaluation.rows import IMAGES_FILE, ImageRow, tabulate, write_rows
+from evaluation.run_files import METRICS_FOLDER
 from evaluation.store import ImageStore
 from evaluation.strips import STRIPS_FILE, Shown, pick, strip, write_strips
 from evaluation.summary import SUMMARY_FILE, SUMMARY_KEYS, action_shares, compare
@@ -126,6 +128,10 @@ def evaluate(
             "quality": bench.metric,
             "images": len(requests),
             "reused_images": reused,
+            "stored": {
+                method.name: str(store.path(method).relative_to(run_dir.absolute().parent))
+                for method in opened
+            },
             "backbone": bench.backbone.identity,
             "evaluation": asdict(config),
             "engine": asdict(policy.engine),
@@ -134,6 +140,7 @@ def evaluate(
         },
         "model_version": model_version if model_version is not None else policy.trained.model_version,
     }
+    (run_dir / METRICS_FOLDER / RESULTS_FILE).unlink(missing_ok=True)  # of other images; features are kept
     write_rows(run_dir / IMAGES_FILE, [row for found in rows.values() for row in found])
     comparable = {name: found for name, found in rows.items() if name not in {policy.name, *bounds}}
     _record_traces(bench, policy, rows[policy.name], comparable, config, run_dir)

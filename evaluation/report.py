@@ -31,9 +31,18 @@ from evaluation.figures import Picture
 from evaluation.gates import gates, gates_table
 from evaluation.headline import further_sentences, opening_sentence, outcome, signed
 from evaluation.rows import IMAGES_FILE, ImageRow, read_rows
-from evaluation.run_files import PROGRESS_FILE, read_summary, training_rows
+from evaluation.run_files import PROGRESS_FILE, read_metrics, read_summary, training_rows
 from evaluation.strips import STRIPS_FILE, Frame, Strip, read_strips
-from evaluation.tables import hypotheses_table, methods_table, p_value, quality_adjusted_table, write_tables
+from evaluation.tables import (
+    Table,
+    hypotheses_table,
+    methods_table,
+    metrics_table,
+    missing_metrics,
+    p_value,
+    quality_adjusted_table,
+    write_tables,
+)
 from evaluation.traces import TRACES_FILE, Trace, read_traces
 from evaluation.transfer import read_transfer, transfer_table
 
@@ -63,7 +72,17 @@ def write_report(run_dir: Path) -> Path:
     rows = [row for row in everything if row.method == "policy"]
     strips = read_strips(run_dir / STRIPS_FILE) if (run_dir / STRIPS_FILE).exists() else []
     cells = read_transfer(run_dir)
-    found = gates(run_dir)
+    found, measured = gates(run_dir), read_metrics(run_dir)
+    tables: dict[str, Table] = {
+        "methods": methods_table(summary),
+        "hypotheses": hypotheses_table(summary),
+        "gates": gates_table(found),
+        "quality_adjusted": quality_adjusted_table(summary),
+    }
+    if cells:
+        tables["transfer"] = transfer_table(cells)
+    if measured is not None:
+        tables["metrics"] = metrics_table(measured)
     drawn = _figures(summary, rows, read_traces(run_dir / TRACES_FILE))
     drawn |= _training_figures(training_rows(run_dir / PROGRESS_FILE), list(summary["actions"]))
     comparable = {
@@ -95,7 +114,8 @@ def write_report(run_dir: Path) -> Path:
         failures=[strip for strip in strips if strip.loss is not None],
         masks=_masks(strips),
         cells=cells,
-        adjusted=quality_adjusted_table(summary),
+        tables=tables,
+        missing=missing_metrics(measured) if measured is not None else [],
         bars=_bars(summary),
         images=len(rows),
         config=json.dumps(summary["config"], indent=2, ensure_ascii=False),
@@ -106,13 +126,7 @@ def write_report(run_dir: Path) -> Path:
         for suffix, content in (("svg", picture.svg.encode()), ("png", picture.png)):
             with written_aside(run_dir / FIGURES_FOLDER / f"{name}.{suffix}") as aside:
                 aside.write_bytes(content)
-    tables = {
-        "methods": methods_table(summary),
-        "hypotheses": hypotheses_table(summary),
-        "gates": gates_table(found),
-        "quality_adjusted": quality_adjusted_table(summary),
-    }
-    write_tables(run_dir, tables | ({"transfer": transfer_table(cells)} if cells else {}))
+    write_tables(run_dir, tables)
     path = run_dir / "report.html"
     with written_aside(path) as aside:
         aside.write_text(html, encoding="utf-8")

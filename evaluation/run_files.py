@@ -1,4 +1,4 @@
-"""What an evaluated run's folder says: its summary, and its training's iterations.
+"""What an evaluated run's folder says: its summary, its images' metrics, and its training's iterations.
 
 Always true here: nothing is measured; a torn last line of a log is left out, a torn summary is an error.
 """
@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from actors.errors import UserError
+from evaluation.metrics.contracts import RESULTS_FILE
 from evaluation.summary import SUMMARY_FILE, SUMMARY_KEYS
 
 PROGRESS_FILE = Path("progress.jsonl")
+METRICS_FOLDER = Path("evaluation/metrics")
+"""Where metrics of an evaluation's images are kept."""
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
@@ -32,6 +35,25 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     if not isinstance(summary, dict) or not set(SUMMARY_KEYS) <= set(summary):
         raise UserError(f"{path}: not an evaluation's summary; run `addiffusion evaluate` again")
     return summary
+
+
+def read_metrics(run_dir: Path) -> dict[str, Any] | None:
+    """metrics.json of an evaluation's images; None where nobody has measured them.
+
+    Raises UserError for a file that is not one.
+    """
+    path = run_dir / METRICS_FOLDER / RESULTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["methods"], dict):
+            raise TypeError("methods is no mapping")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a file of metrics ({error}); run `addiffusion metrics` again"
+        ) from error
+    return dict(found)
 
 
 def training_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Tables of an evaluation as a paper or a README takes them: Markdown and LaTeX of the same cells.
 
 Always true here: cells are text already, and both formats escape what means something in them; a number that
-was not measured is an empty cell, never a zero.
+was not measured is an empty cell or says that it is missing, never a zero.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.files import written_aside
+from evaluation.metrics.config import METRIC_NAMES
+from evaluation.metrics.definitions import METRICS
 
 TABLES_FOLDER = Path("evaluation/tables")
 """Where a run keeps its tables."""
@@ -126,6 +128,25 @@ def quality_adjusted_table(summary: Mapping[str, Any]) -> Table:
     )
 
 
+def metrics_table(found: Mapping[str, Any]) -> Table:
+    """Metrics of the images by method, those of which there is a number; see `missing_metrics`."""
+    methods: Mapping[str, Mapping[str, Any]] = found["methods"]
+    shown = [name for name in METRIC_NAMES if any("value" in one.get(name, {}) for one in methods.values())]
+    rows = [(name, *(_measured(one.get(metric)) for metric in shown)) for name, one in methods.items()]
+    labels = [f"{METRICS[name].label} {'↑' if METRICS[name].better == 'higher' else '↓'}" for name in shown]
+    return Table("Metrics of the images", ("method", *labels), rows)
+
+
+def missing_metrics(found: Mapping[str, Any]) -> list[str]:
+    """A line for each reason why numbers are missing, with the metrics that lack them."""
+    reasons: dict[str, list[str]] = {}
+    for one in found["methods"].values():
+        for metric, value in one.items():
+            if "missing" in value and metric not in reasons.setdefault(value["missing"], []):
+                reasons[value["missing"]].append(metric)
+    return [f"{', '.join(metrics)}: {reason}" for reason, metrics in reasons.items() if metrics]
+
+
 def outcome_of(passed: bool | None) -> str:
     """How a test came out, in words."""
     return "not measured" if passed is None else "passed" if passed else "failed"
@@ -149,6 +170,13 @@ def _method_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
         p_value(lead["p_holm"]) if lead else "",
         f"{lead['detectable']:.3f}" if lead and "detectable" in lead else "",
     )
+
+
+def _measured(one: Mapping[str, Any] | None) -> str:
+    if one is None or "value" not in one:
+        return "missing"
+    interval = "" if one["ci95"] is None else f" ({one['ci95'][0]:.4g} to {one['ci95'][1]:.4g})"
+    return f"{one['value']:.4g}{interval}"
 
 
 def _signed(value: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+RESULTS_FILE = "metrics.json"
 
 
 class UnmeasurableError(ValueError):

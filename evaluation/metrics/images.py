@@ -1,4 +1,4 @@
-"""Stored images: one method's pictures by prompt and seed, in Parquet tables or as files in a folder.
+"""Stored images: one method's pictures by prompt and seed, in Parquet tables, files in a folder, or a run.
 
 Always true here: a set's records are light (no pixels), in the order they are stored; pixels are read when
 they are asked for, a Parquet row group at a time. Two images of one prompt and seed, an image that cannot be
@@ -23,6 +23,9 @@ from PIL import Image, UnidentifiedImageError
 
 from actors.contracts import Images
 from actors.errors import UserError
+from evaluation.rows import IMAGES_FILE, read_rows
+from evaluation.run_files import read_summary
+from evaluation.summary import SUMMARY_FILE
 
 IMAGE_COLUMN = "png"
 """The column of Parquet tables that holds a picture's file: as the evaluation stores them, PNG; JPEG too."""
@@ -79,16 +82,24 @@ class ImageSet:
 
 
 def read_sets(path: Path) -> list[ImageSet]:
-    """The sets in a folder of images or Parquet files, or in one Parquet file, by the method's name.
+    """The sets of a run, in one Parquet file or in a folder of images or Parquet files, by the method's name.
 
     Parquet tables need the columns prompt, seed and png, and may have method, tier, category and the costs;
     where parts overlap, an image that is there twice counts once. A folder of picture files is one set,
-    called as the folder. UserError for anything else.
+    called as the folder. An evaluated run's folder stands for the images that were compared, which lie beside
+    the runs with those of other evaluations. UserError for anything else.
     """
+    if is_evaluated(path):
+        return _compared_sets(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give Parquet tables or a folder of images")
     tables = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     return _parquet_sets(tables, path) if tables else [_folder_set(path)]
+
+
+def is_evaluated(path: Path) -> bool:
+    """Whether this is the folder of a run that was evaluated."""
+    return (path / SUMMARY_FILE).is_file()
 
 
 def read_encoded(record: ImageRecord) -> bytes:
@@ -136,6 +147,28 @@ def by_seed_number(records: Sequence[ImageRecord]) -> list[list[int]]:
         return [list(range(len(records)))]
     ranked = [sorted(rows, key=lambda index: records[index].seed) for rows in by_prompt.values()]
     return [list(rows) for rows in zip(*ranked, strict=True)]
+
+
+def _compared_sets(run_dir: Path) -> list[ImageSet]:
+    folders = read_summary(run_dir)["config"].get("stored")
+    if folders is None:
+        raise UserError(f"{run_dir}: does not say where its images are; run `addiffusion evaluate` again")
+    wanted: dict[str, list[tuple[str, int]]] = {}
+    for row in read_rows(run_dir / IMAGES_FILE):
+        wanted.setdefault(row.method, []).append(row.key)
+    sets = []
+    for name, keys in wanted.items():
+        folder = run_dir.absolute().parent / folders[name]
+        there = read_sets(folder) if folder.exists() else []
+        stored = {(record.prompt, record.seed): record for each in there for record in each.records}
+        if absent := set(keys) - set(stored):
+            prompt, seed = min(absent)
+            raise UserError(
+                f"{folder}: {len(absent)} images of {name!r} are gone, one of {prompt!r}, seed {seed};"
+                " run `addiffusion evaluate` again"
+            )
+        sets.append(ImageSet(name, tuple(stored[key] for key in keys)))
+    return sets
 
 
 def _parquet_sets(paths: Sequence[Path], given: Path) -> list[ImageSet]:

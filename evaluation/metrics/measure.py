@@ -23,7 +23,14 @@ from actors.errors import UserError
 from actors.files import written_aside
 from evaluation.metrics.collect import Collected, collect
 from evaluation.metrics.config import MetricsConfig
-from evaluation.metrics.contracts import Floats, Measured, Measurement, Missing, UnmeasurableError
+from evaluation.metrics.contracts import (
+    RESULTS_FILE,
+    Floats,
+    Measured,
+    Measurement,
+    Missing,
+    UnmeasurableError,
+)
 from evaluation.metrics.definitions import METRICS, Metric, Reference
 from evaluation.metrics.distances import Gaussian, gaussian
 from evaluation.metrics.images import COSTS, ImageRecord, ImageSet, by_seed_number, read_sets
@@ -33,7 +40,6 @@ from evaluation.statistics import Resampling
 from rewards_service.scorers_config import ScorersConfig
 
 VALUES_FILE = "values.parquet"
-RESULTS_FILE = "metrics.json"
 FEATURES_FOLDER = "features"
 _OPTION = "evaluation.metrics.reference"
 

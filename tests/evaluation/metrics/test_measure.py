@@ -15,11 +15,11 @@ from actors.contracts import Images
 from actors.errors import UserError
 from evaluation.metrics import collect as collecting
 from evaluation.metrics.config import METRIC_NAMES, MetricsConfig
-from evaluation.metrics.contracts import Measured, Measurement, Missing
+from evaluation.metrics.contracts import RESULTS_FILE, Measured, Measurement, Missing
 from evaluation.metrics.distances import cmmd, frechet_distance, gaussian, inception_score
 from evaluation.metrics.images import ImageSet, read_sets
 from evaluation.metrics.inception import InceptionFeatures
-from evaluation.metrics.measure import RESULTS_FILE, VALUES_FILE, measure
+from evaluation.metrics.measure import VALUES_FILE, measure
 from rewards_service.contracts import Scores
 from rewards_service.loading import build_scorers
 from rewards_service.local import LocalClient

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from actors.errors import UserError
 from evaluation.figures import action_colour, pareto
 from evaluation.headline import opening_sentence
 from evaluation.report import FIGURES_FOLDER, write_report
-from evaluation.rows import IMAGES_FILE, write_rows
 from evaluation.run_files import read_summary, training_rows
-from evaluation.strips import STRIPS_FILE, Frame, Strip, encode_png, write_strips
+from evaluation.strips import STRIPS_FILE
 from evaluation.tables import TABLES_FOLDER
-from evaluation.traces import TRACES_FILE, Trace, write_traces
-from evaluation.transfer import TRANSFER_FILE, TransferCell
+from evaluation.traces import TRACES_FILE
+from evaluation.transfer import TRANSFER_FILE
 from tests.evaluation import synthetic
+from tests.evaluation.stored_run import write_run
 
 HOSTILE = "<script>alert('x')</script> \"><img src=x onerror=alert(1)> {{ 7*7 }} & $\\frac{"
 VOID = {"meta", "img", "br"}
@@ -51,59 +50,6 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-
-
-def write_run(run_dir: Path, quality: float = 0.655, prompt: str = "a red circle", tier: str = "1") -> Path:
-    summary, rows = synthetic.evaluation(quality, prompts_per_tier=6)
-    if tier != "1":
-        for method in (summary["policy"], *summary["baselines"].values()):
-            method["per_tier"][tier] = method["per_tier"].pop("1")
-    run_dir.mkdir(parents=True)
-    (run_dir / "summary.json").write_text(json.dumps(summary))
-    renamed = [
-        replace(
-            row, tier=tier if row.tier == "1" else row.tier, category="Animals" if row.tier == "2" else prompt
-        )
-        for row in rows
-    ]
-    write_rows(run_dir / IMAGES_FILE, renamed)
-    png = encode_png(synthetic.picture())
-    frames = tuple(
-        Frame(action, 0, 3, 2, 0.5, png, 0.25, png if action == "refine" else None)
-        for action in ("look", "restart", "refine", "stop")
-    )
-    strips = [
-        Strip(prompt, tier, 1, 0.5, 3, 1, frames, png),
-        Strip(prompt, tier, 1, 0.5, 3, 1, frames, png, 0.375, "dpmpp-10"),
-    ]
-    write_strips(run_dir / STRIPS_FILE, strips)
-    write_traces(
-        run_dir / TRACES_FILE,
-        [Trace(prompt, 1, tier, (3, 4, 4), (0.2, 0.4, 0.4), ("continue", "stop"))],
-    )
-    cells = [
-        TransferCell(
-            *("world-2", "ddim-7", prompt, False, 0.5, 7.0, 7.5, (0.1, 0.05, 0.2), True),
-            clip_ratio=(0.97, 0.96, 0.99),
-            clip_p=0.001,
-        ),
-        TransferCell("world-3", "ddim-7", prompt, False, failed="its widths differ"),
-    ]
-    (run_dir / TRANSFER_FILE).write_text(json.dumps([asdict(cell) for cell in cells]))
-    rows_of_training = [
-        {
-            "iteration": i,
-            "episodes": 8,
-            "return": i / 9,
-            "nfe": 20.0 - i,
-            "entropy": 1.0,
-            "actions": {"stop": 1.0},
-        }
-        for i in range(1, 9)
-    ]
-    lines = [json.dumps(row) for row in rows_of_training]
-    (run_dir / "progress.jsonl").write_text("\n".join([*lines, '{"iteration": 9, "epi']))
-    return run_dir
 
 
 def read(path: Path) -> Reader:
@@ -149,7 +95,7 @@ def test_figures_are_files_too_and_tables_are_markdown_and_latex(tmp_path: Path)
     for path in pngs:
         with Image.open(path) as picture:
             assert picture.width > 800
-    for name in ("methods", "hypotheses", "gates", "transfer"):
+    for name in ("methods", "hypotheses", "gates", "transfer", "metrics", "quality_adjusted"):
         lines = (run_dir / TABLES_FOLDER / f"{name}.md").read_text().splitlines()[2:]
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
         assert len(widths) == 1, f"{name}.md: a cell broke the table"

@@ -15,7 +15,7 @@ from PIL import Image
 from cluster.serving.limits import AccessRules, digest_of
 from cluster.serving.models import ModelSource
 from cluster.serving.painter import Painter, PainterSettings
-from tests.cluster.serving.browser import CHROMIUM, Browser, browser
+from tests.browser import CHROMIUM, Browser, browser
 from tests.cluster.serving.site import Site
 from tests.cluster.serving.world import Alone, saved_run
 

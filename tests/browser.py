@@ -68,7 +68,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=url)
-        self.wait_for("document.readyState === 'complete' && location.protocol === 'http:'")
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def wait_for(self, condition: str, seconds: float = 60.0) -> None:
         """Until an expression is true."""
@@ -123,10 +123,12 @@ def browser(folder: Path) -> Iterator[Browser]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    for descriptor in (theirs_in, theirs_out):  # so that its end is seen as the end of what it says
+        os.close(descriptor)
     try:
         yield Browser(process, ours_out, ours_in)
     finally:
         process.kill()
         process.wait()
-        for descriptor in (theirs_in, ours_out, ours_in, theirs_out):
+        for descriptor in (ours_out, ours_in):
             os.close(descriptor)

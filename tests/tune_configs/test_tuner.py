@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,64 +16,17 @@ from ray import tune
 from actors.errors import UserError
 from actors.memo import Memo, Scored
 from learner.guards import TrainingFailure
+from tests.tune_configs.counting import ITERATIONS, Member
 from tests.tune_configs.outcomes import spec_of
 from tune_configs.footprint import footprint, runners_footprint
 from tune_configs.sweep_config import Dimension, SweepConfig
 from tune_configs.trial import OBJECTIVE, SPEC, spoils_process
 from tune_configs.tuner import Population, Recorder
 
-ITERATIONS = 6
-PATIENCE_S = 400.0
-"""For processes to start, on a machine that has much else to do."""
-
 
 def population(**changes: Any) -> SweepConfig:
     space = {"ppo.lr": Dimension(loguniform=(1e-4, 1e-2)), "reward.c_nfe": Dimension(uniform=(0.01, 0.02))}
     return SweepConfig("Counts.", space=space, scheduler="pbt", perturbation_interval=2, **changes)
-
-
-class Member(tune.Trainable):
-    """Counts to `ITERATIONS`; "gives_up" ends itself at 2 and "raises" at 4, when all others have paused."""
-
-    def setup(self, config: dict[str, Any], folder: Path) -> None:
-        self._folder = folder
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._name = json.loads(new_config[SPEC])["labels"][0]
-        self._count = 0
-        return True
-
-    def step(self) -> dict[str, Any]:
-        self._count += 1
-        self._log("reached", self._count)
-        if (self._name, self._count) in (("told/gives_up", 2), ("told/raises", 4)):
-            others = {"told/good", "told/better"} | ({"told/raises"} if self._count == 2 else set())
-            deadline = time.monotonic() + PATIENCE_S
-            while len(list(self._folder.glob(f"saved-*-{self._count}"))) < len(others):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            if self._name == "told/raises":
-                raise OSError("no space")
-            return {"iteration": self._count, "status": "failed", "error": "X: gave up", "done": True}
-        ended = self._count == ITERATIONS
-        watched = {"utility": 0.5, "quality": 0.6, "nfe": 7.0, "cost": 7.0}
-        report = {
-            "iteration": self._count,
-            "watched": watched,
-            OBJECTIVE: 2.0 if "better" in self._name else 1.0,
-        }
-        return report | ({"status": "finished", "done": True} if ended else {})
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        (Path(checkpoint_dir) / "count").write_text(str(self._count))
-        self._log("saved", self._count)
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        self._count = int((Path(checkpoint) / "count").read_text())
-
-    def _log(self, what: str, count: int) -> None:
-        (self._folder / f"{what}-{self._name.rpartition('/')[2]}-{count}").touch()
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -90,7 +42,9 @@ def test_a_population_goes_on_without_members_that_give_up_or_fail(
     first: dict[str, Any] = {"ppo.lr": 1e-3, "reward.c_nfe": 0.015}
     specs = [json.dumps(asdict(spec_of(name, **first))) for name in names]
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(Member, folder=tmp_path), {"CPU": 0.5}),
+        tune.with_resources(
+            tune.with_parameters(Member, folder=tmp_path, spec=SPEC, objective=OBJECTIVE), {"CPU": 0.5}
+        ),
         param_space={SPEC: tune.grid_search(specs), **first},
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,

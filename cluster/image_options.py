@@ -60,8 +60,13 @@ def layout(
 
 def judge(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Parquet tables or folders of images.")
+        list[Path],
+        typer.Argument(metavar="IMAGES...", help="Evaluated runs, Parquet tables or folders of images."),
     ],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", metavar="NAME", help="Judge this one and the others named so; else all."),
+    ] = None,
     judges: Annotated[
         list[str] | None, typer.Option("--judge", metavar="NAME", help="gpt-4o or gemini; may be repeated.")
     ] = None,
@@ -103,6 +108,7 @@ def judge(
     return judge_command.judge_images(
         images,
         judge_command.judges_of(judges or [], base_url, model, key_variable, input_usd, output_usd),
+        methods=methods or [],
         pairs=pairs,
         seed=seed,
         at_once=at_once,

@@ -82,6 +82,7 @@ def judge_images(
     images: Sequence[Path],
     judges: Sequence[JudgeConfig],
     *,
+    methods: Sequence[str],
     pairs: int | None,
     seed: int,
     at_once: int,
@@ -102,7 +103,11 @@ def judge_images(
             raise UserError(f"{name}={value}: give a whole number of at least 1")
     if not max_usd >= 0:
         raise UserError(f"--max-usd={max_usd:g}: give US dollars, at least 0, or inf for no limit")
-    drawn = draw_pairs([each for path in images for each in read_sets(path)], pairs, seed)
+    sets = [each for path in images for each in read_sets(path)]
+    for method in methods:
+        if method not in (found := [each.name for each in sets]):
+            raise UserError(f"--method={method}: give one of {', '.join(found)}{nearest(method, found)}")
+    drawn = draw_pairs([each for each in sets if not methods or each.name in methods], pairs, seed)
     with ExitStack() as stack:
         answers = stack.enter_context(AnswerFile(out / ANSWERS_FILE))
         endpoints = [] if dry_run else [stack.enter_context(ChatEndpoint(judge)) for judge in judges]

@@ -108,6 +108,17 @@ def test_an_estimate_needs_no_key_and_stops_what_is_too_dear(
     assert err.startswith("error: --max-usd=10: it would be about $")
 
 
+def test_only_the_named_methods_are_judged(say: Say, folder: Path) -> None:
+    plain = rows({})
+    write_table(folder / "three.parquet", {"a": plain, "b": rows({(0, 0): 90}), "c": rows({(0, 0): 80})})
+    asked = ("judge", "three.parquet", "--judge", "gpt-4o", "--dry-run")
+    assert say(*asked)[1].startswith("gpt-4o-2024-08-06: 6 questions"), "three pairs of methods differ"
+    code, out, _ = say(*asked, "--method", "a", "--method", "c")
+    assert (code, out.split(",")[0]) == (0, "gpt-4o-2024-08-06: 2 questions")
+    code, _, err = say(*asked, "--method", "d")
+    assert (code, err) == (2, "error: --method=d: give one of a, b, c\n")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -148,7 +148,12 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         assert self.collector is not None
         settings, own = self.settings, self.collector
         collector = Collector(
-            own.engine, settings.observer, own.client, slots=settings.slots, groups=settings.groups
+            own.engine,
+            settings.observer,
+            own.client,
+            slots=settings.slots,
+            groups=settings.groups,
+            memo=own.memo,
         )
         return run_held_out(collector, requests, self._policy(explore=False), score, pictured)
 

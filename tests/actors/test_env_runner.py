@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from actors import trajectory_store
-from actors.contracts import EpisodeRequest
+from actors.contracts import EpisodeRequest, Images
 from actors.env_runner import DiffusionEnvRunner
 from actors.errors import UserError
 from actors.ledger import Target
@@ -23,6 +24,7 @@ from learner.config import PromptConfig
 from learner.ppo import ppo_config
 from learner.train import training_requests
 from rewards_service.arithmetic import RewardConfig
+from rewards_service.contracts import Pending
 from tests.learner.toy import ToyBackbone, make_client, toy_config
 
 
@@ -45,6 +47,10 @@ def test_another_seed_is_another_order() -> None:
 
 @pytest.fixture
 def runner(tmp_path: Path) -> DiffusionEnvRunner:
+    return make_runner(tmp_path)
+
+
+def make_runner(tmp_path: Path, **changes: object) -> DiffusionEnvRunner:
     config = toy_config(tmp_path)
     observer = Observer(ObservationConfig(), ObservationSizes(2, 3), config.engine.actions)
     settings = RunnerSettings(
@@ -59,6 +65,7 @@ def runner(tmp_path: Path) -> DiffusionEnvRunner:
         seed=3,
         trajectories=str(tmp_path / "trajectories"),
     )
+    settings = dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
     return DiffusionEnvRunner(config=ppo_config(config, settings))
 
 
@@ -101,6 +108,27 @@ def test_without_exploration_the_best_action_is_taken(runner: DiffusionEnvRunner
     for episode in runner.sample(explore=False):
         logits_TA = np.asarray(episode.get_extra_model_outputs("action_dist_inputs"))
         np.testing.assert_array_equal(episode.get_actions(), logits_TA.argmax(axis=1))
+
+
+def test_the_held_out_watch_scores_an_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same policy comes to the same images, and a better one to some of them."""
+    runner = make_runner(tmp_path, memo_mib=1.0)
+    assert runner.collector is not None
+    scored: list[int] = []
+    client = runner.collector.client
+
+    class Counting:
+        def submit(self, images: Images, prompts: Sequence[str], outputs: Sequence[str]) -> Pending:
+            scored.append(len(images))
+            return client.submit(images, prompts, outputs)
+
+    monkeypatch.setattr(runner.collector, "client", Counting())
+    requests = [EpisodeRequest(f"held out {index}", index) for index in range(6)]
+    first = runner.run_held_out(requests, "image_reward", [])
+    assert sum(scored) >= len(requests)
+    scored.clear()
+    assert runner.run_held_out(requests, "image_reward", []) == first
+    assert scored == []
 
 
 def test_state_carries_orders_and_weights(runner: DiffusionEnvRunner) -> None:

@@ -169,7 +169,7 @@ def _show(sweep: Sweep, rows: Sequence[Row]) -> None:
     shown = Table(*HEADERS, box=None, padding=(0, 1), pad_edge=False)
     for row in rows:
         shown.add_row(*cells(sweep, row))
-    Console(soft_wrap=True).print(shown)
+    Console(width=200, soft_wrap=True).print(shown)
 
 
 def _record(prepared: Prepared, outcomes: Mapping[str, Outcome]) -> None:

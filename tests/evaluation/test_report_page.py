@@ -33,5 +33,5 @@ def test_nothing_is_cut_off_and_every_picture_is_shown(tmp_path: Path) -> None:
             assert chromium.run(CUT_OFF) == []
             assert chromium.run("document.images.length") > 8
             assert chromium.run("[...document.images].filter(each => !each.naturalWidth).length") == 0
-            assert chromium.run("getComputedStyle(document.body).fontSize") >= "14px"
+            assert chromium.run("parseFloat(getComputedStyle(document.body).fontSize)") >= 14
         assert chromium.complaints == []

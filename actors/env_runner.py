@@ -36,6 +36,7 @@ from actors.contracts import EpisodeRequest
 from actors.engine import Engine
 from actors.held_out import HeldOutEpisode, run_held_out
 from actors.kept import Kept
+from actors.observations import Observer
 from actors.orders import ORDERS, ROUNDS, Orders, RunnerSettings, iteration_requests
 from actors.references import Reference, reference_config, run_references
 from actors.trajectory import TrainingRequest, Trajectory, final_scores
@@ -131,14 +132,7 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
         config = reference_config(settings.engine, num_steps)
         engine = Engine(self.collector.engine.backbone, config, memo=self.collector.engine.memo)
         observer = settings.observer.for_actions(engine.action_names)
-        collector = Collector(
-            engine,
-            observer,
-            self.collector.client,
-            slots=settings.slots,
-            groups=settings.groups,
-            memo=self.collector.memo,
-        )
+        collector = self._collector_beside(self.collector, engine, observer)
         return run_references(collector, requests, required_outputs(reward), observe=observe)
 
     def run_held_out(
@@ -146,16 +140,13 @@ class DiffusionEnvRunner(EnvRunner, Checkpointable):
     ) -> list[HeldOutEpisode]:
         """Run requests with the policy's best actions; see `actors.held_out`."""
         assert self.collector is not None
-        settings, own = self.settings, self.collector
-        collector = Collector(
-            own.engine,
-            settings.observer,
-            own.client,
-            slots=settings.slots,
-            groups=settings.groups,
-            memo=own.memo,
-        )
+        collector = self._collector_beside(self.collector, self.collector.engine, self.settings.observer)
         return run_held_out(collector, requests, self._policy(explore=False), score, pictured)
+
+    def _collector_beside(self, own: Collector, engine: Engine, observer: Observer) -> Collector:
+        """Another one with this runner's client and scores; it counts for itself and writes no pictures."""
+        slots, groups = self.settings.slots, self.settings.groups
+        return Collector(engine, observer, own.client, slots=slots, groups=groups, memo=own.memo)
 
     # -- RLlib's interface ---------------------------------------------------------------------------
 

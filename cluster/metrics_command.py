@@ -15,7 +15,7 @@ from rich.table import Table
 
 from actors.errors import UserError
 from cluster.runs import CONFIG
-from evaluation.metrics.contracts import RESULTS_FILE, Measured, Measurement, Missing
+from evaluation.metrics.contracts import RESULTS_FILE
 from tune_configs.loading import Settings, compose, settings_from_yaml
 
 
@@ -26,10 +26,11 @@ def measure_images(arguments: Sequence[str], *, out: Path | None) -> None:
     """
     from evaluation.metrics.definitions import METRICS
     from evaluation.metrics.images import is_evaluated, read_sets
-    from evaluation.metrics.measure import Resamples, measure
+    from evaluation.metrics.measure import Resamples, as_json, measure
     from evaluation.progress import progress_bar
     from evaluation.report import write_report
     from evaluation.run_files import METRICS_FOLDER
+    from evaluation.tables import measured_cell, missing_metrics
 
     overrides = [text for text in arguments if "=" in text or text.startswith("@")]
     paths = [Path(text) for text in arguments if text not in overrides]
@@ -37,7 +38,7 @@ def measure_images(arguments: Sequence[str], *, out: Path | None) -> None:
         raise UserError("IMAGES: give an evaluated run's folder, Parquet tables or folders of images")
     run_dir = paths[0] if len(paths) == 1 and is_evaluated(paths[0]) else None
     config = _settings(run_dir, overrides).evaluation
-    reported = run_dir is not None and out is None
+    reported = run_dir if out is None else None
     out = out or (Path("metrics") if run_dir is None else run_dir / METRICS_FOLDER)
     sets = [each for path in paths for each in read_sets(path)]
     with progress_bar() as progress:
@@ -50,26 +51,22 @@ def measure_images(arguments: Sequence[str], *, out: Path | None) -> None:
             intervals=Resamples(config.resamples, config.seed),
             progress=progress,
         )
+    methods = as_json(results)
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for header in ("metric", *results):
+    for header in ("metric", *methods):
         table.add_column(header)
     for name in config.metrics.names:
         arrow = "↑" if METRICS[name].better == "higher" else "↓"
         table.add_row(
-            f"{METRICS[name].label} {arrow}", *(_cell(measured[name]) for measured in results.values())
+            f"{METRICS[name].label} {arrow}",
+            *(measured_cell(measured[name]) for measured in methods.values()),
         )
     Console(width=200, soft_wrap=True).print(table)
-    reasons: dict[str, list[str]] = {}
-    for measured in results.values():
-        for found in measured.values():
-            if isinstance(found, Missing) and found.metric not in reasons.setdefault(found.reason, []):
-                reasons[found.reason].append(found.metric)
-    for reason, metrics in reasons.items():
-        if metrics:
-            typer.echo(f"missing {', '.join(metrics)}: {reason}")
+    for line in missing_metrics({"methods": methods}):
+        typer.echo(f"missing {line}")
     typer.echo(f"numbers: {out / RESULTS_FILE}")
-    if run_dir is not None and reported:
-        typer.echo(f"report: {write_report(run_dir)}")
+    if reported is not None:
+        typer.echo(f"report: {write_report(reported)}")
 
 
 def _settings(run_dir: Path | None, overrides: Sequence[str]) -> Settings:
@@ -77,11 +74,3 @@ def _settings(run_dir: Path | None, overrides: Sequence[str]) -> Settings:
     if run_dir is not None and (run_dir / CONFIG).is_file():
         return settings_from_yaml(run_dir / CONFIG, overrides)
     return compose(overrides)
-
-
-def _cell(found: Measurement) -> str:
-    if not isinstance(found, Measured):
-        return "missing"
-    if found.ci95 is None:
-        return f"{found.value:.4g}"
-    return f"{found.value:.4g} ({found.ci95[0]:.4g} to {found.ci95[1]:.4g})"

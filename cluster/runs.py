@@ -5,9 +5,9 @@ Always true here: nothing is created, and a name that leads nowhere is one line 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.backbones.config import BackboneConfig
 from actors.errors import UserError
@@ -122,9 +122,10 @@ def registered_scorers(
 
     Raises UserError for a policy on another backbone that was registered without the options of its run.
     """
-    if backbone.name == "shapes" and champions.config(version) is None:
+    config = champions.config(version)
+    if config is None and backbone.name == "shapes":
         return None
-    return registered_settings(version.label, champions.uri).evaluation.scorers
+    return _settings_of_version(version, config).evaluation.scorers
 
 
 def registered_settings(name: str, uri: str, overrides: Sequence[str] = ()) -> Settings:
@@ -136,7 +137,12 @@ def registered_settings(name: str, uri: str, overrides: Sequence[str] = ()) -> S
 
     champions = Champions(uri)
     version = champions.find(name)
-    config = champions.config(version)
+    return _settings_of_version(version, champions.config(version), overrides)
+
+
+def _settings_of_version(
+    version: Version, config: Mapping[str, Any] | None, overrides: Sequence[str] = ()
+) -> Settings:
     if config is None or "backbone" not in config:
         raise UserError(
             f"model '{version.label}': was registered without the options of its run, so that device and "

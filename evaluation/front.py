@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from evaluation.statistics import ROUNDING
+
 Floats = NDArray[np.float64]
 
 COST_TOLERANCE = 1e-9
-ROUNDING = 1e-12
-"""By which two sums of the same qualities may differ."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,7 @@ METRICS_FOLDER = Path("evaluation/metrics")
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """summary.json of a run; UserError if it is missing or not an evaluation's.
-
-    What an earlier version did not measure, quality_adjusted, is empty.
-    """
+    """summary.json of a run; UserError if it is missing or not an evaluation's."""
     path = run_dir / SUMMARY_FILE
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -30,8 +27,6 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"{run_dir}: no summary.json there; run `addiffusion evaluate` first") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON; run `addiffusion evaluate` again") from error
-    if isinstance(summary, dict):
-        summary.setdefault("quality_adjusted", {})
     if not isinstance(summary, dict) or not set(SUMMARY_KEYS) <= set(summary):
         raise UserError(f"{path}: not an evaluation's summary; run `addiffusion evaluate` again")
     return summary

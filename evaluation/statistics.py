@@ -30,7 +30,7 @@ NON_INFERIORITY_ALPHA = 0.025
 """One-sided: the error that the lower end of a two-sided 95% interval allows (ICH E9, 1998, 5.5)."""
 FEWEST_OF_STRATUM = 5
 """Prompts that a stratum needs to be resampled by itself."""
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 """By which two sums of the same numbers may differ: a resampled mean of nothing has to count as nothing."""
 _BLOCK_ENTRIES = 2_000_000
 """Resamples are drawn in blocks of at most this many counts, so that 30,000 prompts fit in memory too."""
@@ -107,7 +107,7 @@ class Resampling:
         assert margin >= 0
         values = np.asarray(differences_P, dtype=np.float64)
         replicates_R = self.means(values[:, None])[:, 0]
-        below = int((replicates_R <= -margin + _ROUNDING).sum())
+        below = int((replicates_R <= -margin + ROUNDING).sum())
         p = _one_sided(below, len(replicates_R), self.degrees_of_freedom)
         return NonInferiority(self.estimate(float(values.mean()), replicates_R), margin, p)
 
@@ -167,7 +167,7 @@ def estimate(
     if degrees_of_freedom is not None:
         tail = float(norm.cdf(student.ppf(tail, degrees_of_freedom)))
     low, high = np.quantile(replicates_R, (tail, 1 - tail))
-    below, above = replicates_R <= null + _ROUNDING, replicates_R >= null - _ROUNDING
+    below, above = replicates_R <= null + ROUNDING, replicates_R >= null - ROUNDING
     smaller = min(below.sum(), above.sum())
     p = min(1.0, 2 * _one_sided(int(smaller), len(replicates_R), degrees_of_freedom))
     return Estimate(float(value), float(low), float(high), p)

@@ -132,7 +132,9 @@ def metrics_table(found: Mapping[str, Any]) -> Table:
     """Metrics of the images by method, those of which there is a number; see `missing_metrics`."""
     methods: Mapping[str, Mapping[str, Any]] = found["methods"]
     shown = [name for name in METRIC_NAMES if any("value" in one.get(name, {}) for one in methods.values())]
-    rows = [(name, *(_measured(one.get(metric)) for metric in shown)) for name, one in methods.items()]
+    rows = [
+        (name, *(measured_cell(one.get(metric, {})) for metric in shown)) for name, one in methods.items()
+    ]
     labels = [f"{METRICS[name].label} {'↑' if METRICS[name].better == 'higher' else '↓'}" for name in shown]
     return Table("Metrics of the images", ("method", *labels), rows)
 
@@ -168,12 +170,13 @@ def _method_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{one['seconds']:.3f}",
         _signed(lead["estimate"]) if lead else "",
         p_value(lead["p_holm"]) if lead else "",
-        f"{lead['detectable']:.3f}" if lead and "detectable" in lead else "",
+        f"{lead['detectable']:.3f}" if lead else "",
     )
 
 
-def _measured(one: Mapping[str, Any] | None) -> str:
-    if one is None or "value" not in one:
+def measured_cell(one: Mapping[str, Any]) -> str:
+    """A measurement, as metrics.json has it, with its interval."""
+    if "value" not in one:
         return "missing"
     interval = "" if one["ci95"] is None else f" ({one['ci95'][0]:.4g} to {one['ci95'][1]:.4g})"
     return f"{one['value']:.4g}{interval}"

@@ -99,8 +99,15 @@ def measure(
     return results
 
 
-def as_json(measurement: Measurement) -> dict[str, Any]:
-    """A measurement as `metrics.json` has it."""
+def as_json(results: Results) -> dict[str, dict[str, dict[str, Any]]]:
+    """Results as `metrics.json` has them."""
+    return {
+        name: {metric: _as_json(found) for metric, found in measured.items()}
+        for name, measured in results.items()
+    }
+
+
+def _as_json(measurement: Measurement) -> dict[str, Any]:
     if isinstance(measurement, Missing):
         return {"missing": measurement.reason}
     return {
@@ -234,10 +241,8 @@ def _write(folder: Path, sets: Sequence[ImageSet], results: Results, config: Met
                 rows["value"] += measurement.per_image_N.tolist()
     with written_aside(folder / VALUES_FILE) as aside:
         pq.write_table(pa.table(rows), aside)
-    methods = {
-        name: {metric: as_json(found) for metric, found in measured.items()}
-        for name, measured in results.items()
-    }
     with written_aside(folder / RESULTS_FILE) as aside:
-        text = json.dumps({"methods": methods, "config": asdict(config)}, indent=2, ensure_ascii=False)
+        text = json.dumps(
+            {"methods": as_json(results), "config": asdict(config)}, indent=2, ensure_ascii=False
+        )
         aside.write_text(text + "\n", encoding="utf-8")

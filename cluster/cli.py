@@ -190,6 +190,26 @@ def transfer(
 
 
 @app.command()
+def front(
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SWEEP|RUN|MODEL... [OVERRIDES]...",
+            help="A sweep stands for all it has trained; OPTION=VALUE as for `evaluate`.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where it goes; else `front` among the runs.")
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Compare several policies, each with fixed schedules of its own cost, and draw their front."""
+    from cluster.front_command import draw_front
+
+    draw_front(policies, out=out, runs_dir=runs_dir)
+
+
+@app.command()
 def doctor(
     overrides: Overrides = None,
     gpu: Annotated[

@@ -50,7 +50,8 @@ def run_baselines(
         method.open(bench)
     store = image_store(runs_dir, bench, config)
     opener = open_bench if config.workers > 1 else lambda: bench
-    rows, _ = images_of(methods, requests, store, opener, config, progress)
+    made, _ = images_of(methods, requests, store, opener, config, progress)
+    rows = {method.name: found for method, found in zip(methods, made, strict=True)}
     return rows, summary_table(rows, requests, config, bench.metric)
 
 

@@ -103,15 +103,10 @@ def evaluate(
     for method in opened:
         method.open(bench)  # whatever does not fit together is said before the first image
     store = image_store(run_dir.parent, bench, config)
-    rows, reused = images_of(
-        (policy, *baselines),
-        requests,
-        store,
-        open_bench if config.workers > 1 else lambda: bench,
-        config,
-        progress,
+    made, reused = images_of(
+        opened, requests, store, open_bench if config.workers > 1 else lambda: bench, config, progress
     )
-
+    rows = {method.name: found for method, found in zip(opened, made, strict=True)}
     tables = {name: tabulate(name, found, requests) for name, found in rows.items()}
     bounds = {method.name for method in baselines if method.baseline.oracle}
     summary = {
@@ -173,21 +168,30 @@ def images_of(
     open_bench: Callable[[], Bench],
     config: EvaluationConfig,
     progress: Progress | None = None,
-) -> tuple[dict[str, list[ImageRow]], int]:
-    """Each method's rows in the order of the requests, and how many were there already."""
-    rows = {method.name: store.known(method, requests) for method in methods}
+) -> tuple[list[list[ImageRow]], int]:
+    """Each method's rows in the order of the requests, and how many were there already.
+
+    Methods may share a name; those that share their key too are the same method, and made once.
+    """
+    told = [(method.name, method.key) for method in methods]
+    distinct = dict(zip(told, methods, strict=True))
+    rows = {key: store.known(method, requests) for key, method in distinct.items()}
     reused = sum(len(known) for known in rows.values())
-    jobs = _missing_jobs(methods, requests, rows, config.slots)
+    jobs: list[Job] = []
+    for key, method in distinct.items():
+        found = {row.key for row in rows[key]}
+        missing = [request for request in requests if (request.prompt, request.seed) not in found]
+        jobs += jobs_of(method, missing, config.slots)
     total, done = sum(len(job.requests) for job in jobs), 0
     for job, made in run_jobs(open_bench, jobs, Workers.of(config), store):
-        rows[job.method.name] += made
+        rows[job.method.name, job.method.key] += made
         done += len(made)
         if progress is not None:
             progress(job.method.name, done, total)
     place = {(request.prompt, request.seed): index for index, request in enumerate(requests)}
-    for found in rows.values():
-        found.sort(key=lambda row: place[row.key])
-    return rows, reused
+    for known in rows.values():
+        known.sort(key=lambda row: place[row.key])
+    return [rows[key] for key in told], reused
 
 
 def evaluation_requests(
@@ -220,20 +224,6 @@ def baseline_methods(policy: PolicyMethod, config: EvaluationConfig) -> list[Bas
         BaselineMethod(baseline, baseline.engine_config(policy.engine))
         for baseline in map(parse_baseline, config.baselines)
     ]
-
-
-def _missing_jobs(
-    methods: Sequence[Method],
-    requests: Sequence[EpisodeRequest],
-    rows: Mapping[str, Sequence[ImageRow]],
-    slots: int,
-) -> list[Job]:
-    """What is still to be made: for each method the requests it has no row of."""
-    jobs: list[Job] = []
-    for method in methods:
-        found = {(row.prompt, row.seed) for row in rows[method.name]}
-        jobs += jobs_of(method, [one for one in requests if (one.prompt, one.seed) not in found], slots)
-    return jobs
 
 
 def _record_traces(

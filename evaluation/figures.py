@@ -53,6 +53,7 @@ class Look:
 
 
 POLICY = Look("the policy", "#D55E00", "D", (0, 0))
+POLICIES = Look("policies, and their front", "#D55E00", "D", (-6, 6))
 FAMILIES = {
     "ddim": Look("DDIM-N", "#0072B2", "s", (5, -12)),
     "dpmpp": Look("DPM-Solver++-N", "#009E73", "o", (-5, 5)),
@@ -108,14 +109,21 @@ def action_colour(action: str) -> str:
     return ACTION_COLOURS.get(action.split("-")[0], "#999999")
 
 
-def pareto(summary: Mapping[str, Any], axis: str) -> Picture:
-    """Mean quality against mean `nfe` or `cost`, with 95% intervals, and the front of the baselines."""
-    baselines, policy = summary["baselines"], summary["policy"]
+def pareto(
+    baselines: Mapping[str, Mapping[str, Any]],
+    policies: Mapping[str, Mapping[str, Any]],
+    quality: str,
+    axis: str,
+) -> Picture:
+    """Mean quality against mean `nfe` or `cost`, with 95% intervals, and the front of the baselines.
+
+    Several policies are named, and have the front of their own mixtures.
+    """
     points = [
         Point(name, each[axis], each["quality"]) for name, each in baselines.items() if not each["bound"]
     ]
     vertices = upper_envelope(points)
-    last = max(each[axis] for each in [*baselines.values(), policy])
+    last = max(each[axis] for each in [*baselines.values(), *policies.values()])
     costs = np.linspace(vertices[0].cost, last, 300)
     front = envelope_weights(vertices, costs) @ np.array([vertex.quality for vertex in vertices])
     with canvas(5.2, 4.3) as (figure, axes):
@@ -125,20 +133,24 @@ def pareto(summary: Mapping[str, Any], axis: str) -> Picture:
             if members:
                 _interval_points(axes, list(members.values()), axis, look, size=7)
             for name, each in members.items():
-                axes.annotate(
-                    _short(name),
-                    (each[axis], each["quality"]),
-                    textcoords="offset points",
-                    xytext=look.label_offset,
-                    ha="left" if look.label_offset[0] > 0 else "right",
-                    fontsize=8.5,
-                    color=look.colour,
-                    path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                    zorder=4,
-                )
-        _interval_points(axes, [policy], axis, POLICY, size=10)
+                _name(axes, _short(name), each, axis, look)
+        if len(policies) > 1:
+            own = upper_envelope(
+                [Point(name, each[axis], each["quality"]) for name, each in policies.items()]
+            )
+            axes.plot(
+                [point.cost for point in own],
+                [point.quality for point in own],
+                color=POLICIES.colour,
+                linewidth=1.2,
+                zorder=2,
+            )
+            for name, each in policies.items():
+                _name(axes, _clipped(name), each, axis, POLICIES)
+        shown = POLICY if len(policies) == 1 else POLICIES
+        _interval_points(axes, list(policies.values()), axis, shown, size=10 if len(policies) == 1 else 8)
         axes.set_xlabel("NFE an image" if axis == "nfe" else "NFE an image, looks included at their price")
-        axes.set_ylabel(summary["config"]["quality"])
+        axes.set_ylabel(quality)
         axes.set_xlim(0, 1.05 * last)
         axes.margins(y=0.09)
         axes.legend(loc="lower right", handlelength=1.4, borderaxespad=0.2)
@@ -286,7 +298,21 @@ def _interval_points(
         elinewidth=1.1,
         capsize=2,
         label=look.label,
-        zorder=5 if look is POLICY else 3,
+        zorder=5 if look in (POLICY, POLICIES) else 3,
+    )
+
+
+def _name(axes: Axes, text: str, method: Mapping[str, Any], axis: str, look: Look) -> None:
+    axes.annotate(
+        text,
+        (method[axis], method["quality"]),
+        textcoords="offset points",
+        xytext=look.label_offset,
+        ha="left" if look.label_offset[0] > 0 else "right",
+        fontsize=8.5,
+        color=look.colour,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        zorder=4,
     )
 
 

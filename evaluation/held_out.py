@@ -131,8 +131,9 @@ def measure_baselines(
     """Rows of every baseline that `config` names; those that were made before are reused."""
     policy = read_policy(policy_dir, greedy=True, seed=config.seed)
     store = image_store(runs_dir, open_bench(), config)
-    rows, _ = images_of(baseline_methods(policy, config), requests, store, open_bench, config, progress)
-    return rows
+    methods = baseline_methods(policy, config)
+    rows, _ = images_of(methods, requests, store, open_bench, config, progress)
+    return {method.name: found for method, found in zip(methods, rows, strict=True)}
 
 
 def utilities(table: MethodTable) -> NDArray[np.float64]:

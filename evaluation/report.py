@@ -137,7 +137,8 @@ def _figures(
     summary: Mapping[str, Any], rows: Sequence[ImageRow], traces: Sequence[Trace]
 ) -> dict[str, Picture]:
     """What can be drawn of an evaluation, by the name of its file."""
-    drawn = {f"pareto_{axis}": figures.pareto(summary, axis) for axis in ("nfe", "cost")}
+    what = summary["baselines"], {"policy": summary["policy"]}, summary["config"]["quality"]
+    drawn = {f"pareto_{axis}": figures.pareto(*what, axis) for axis in ("nfe", "cost")}
     drawn["nfe_per_tier"] = figures.nfe_per_tier(summary, rows)
     drawn["actions"] = figures.actions_over_decisions(rows, list(summary["actions"]))
     categories = sorted({row.category for row in rows if row.category is not None}, reverse=True)

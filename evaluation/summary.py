@@ -55,7 +55,7 @@ def compare(
     strata = tuple(tier or "" for tier in tiers_P)
     resampling = Resampling(len(tiers_P), config.resamples, config.seed, strata)
     numbers = {
-        name: {**_method(table, tiers_P, resampling), "bound": name in bounds}
+        name: {**method_numbers(table, tiers_P, resampling), "bound": name in bounds}
         for name, table in {**baselines, **bounds}.items()
     }
     differences = {
@@ -72,7 +72,7 @@ def compare(
             "detectable": _detectable(policy, baselines[name]),
         }
     return {
-        "policy": {**_method(policy, tiers_P, resampling), "nfe_sd": float(policy.nfe_PS.std())},
+        "policy": {**method_numbers(policy, tiers_P, resampling), "nfe_sd": float(policy.nfe_PS.std())},
         "baselines": numbers,
         "hypotheses": {
             "H1": equal_quality(policy, baselines, resampling, config.margin, config.nfe_limit),
@@ -111,7 +111,10 @@ def _quality_adjusted(
     }
 
 
-def _method(table: MethodTable, tiers_P: Sequence[str | None], resampling: Resampling) -> dict[str, Any]:
+def method_numbers(
+    table: MethodTable, tiers_P: Sequence[str | None], resampling: Resampling
+) -> dict[str, Any]:
+    """Quality with its interval, what an image costs in each unit, and both by tier."""
     quality = resampling.mean(table.by_prompt("quality"))
     return {
         "quality": quality.value,

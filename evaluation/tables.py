@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.files import written_aside
+from evaluation.headline import signed
 from evaluation.metrics.config import METRIC_NAMES
 from evaluation.metrics.definitions import METRICS
 
@@ -101,8 +102,8 @@ def hypotheses_table(summary: Mapping[str, Any]) -> Table:
         rows.append(
             (
                 name,
-                _signed(one["estimate"]) if measured else "",
-                f"{_signed(one['ci95'][0])} to {_signed(one['ci95'][1])}" if measured else "",
+                signed(one["estimate"]) if measured else "",
+                f"{signed(one['ci95'][0])} to {signed(one['ci95'][1])}" if measured else "",
                 p_value(one["p"]) if measured else "",
                 outcome_of(one["passed"]),
             )
@@ -168,7 +169,7 @@ def _method_row(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{low:.3f} to {high:.3f}",
         *(f"{one[column]:.2f}" for column in ("nfe", "network_evals", "looks", "cost")),
         f"{one['seconds']:.3f}",
-        _signed(lead["estimate"]) if lead else "",
+        signed(lead["estimate"]) if lead else "",
         p_value(lead["p_holm"]) if lead else "",
         f"{lead['detectable']:.3f}" if lead else "",
     )
@@ -180,10 +181,6 @@ def measured_cell(one: Mapping[str, Any]) -> str:
         return "missing"
     interval = "" if one["ci95"] is None else f" ({one['ci95'][0]:.4g} to {one['ci95'][1]:.4g})"
     return f"{one['value']:.4g}{interval}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
 
 
 def _markdown(cell: str) -> str:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import ray
@@ -41,6 +42,8 @@ from shapes import weights
 #: A Ray of one's own has nobody to wait for, but processes of an earlier run take a moment to end.
 _SETTLING_S = 30.0
 _POLL_S = 1.0
+_STARTS = 3
+_TOO_SLOW = "timed out during startup"
 #: What a local Ray and its workers inherit: nothing is reported, libraries' deprecations are not ours.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -145,7 +148,7 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
     options = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES} if local else {}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ray.init(
+    _init(
         address="local" if local else address,
         include_dashboard=False if local else None,
         logging_level=logging.ERROR,
@@ -155,6 +158,25 @@ def connected(address: str | None, num_cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, once more where a busy machine took longer than the 30 s that Ray gives it and no option
+    changes. Raises UserError where that does not help.
+    """
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray has no class of its own for it
+            if _TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise UserError(
+                    f"Ray did not start within 30 s, {_STARTS} times: this machine is too busy; wait until "
+                    "other work has ended, or give resources.address of a Ray that runs already"
+                ) from error
 
 
 @contextlib.contextmanager

@@ -108,15 +108,13 @@ def test_killed_while_writing_it_goes_on_without_a_lost_or_doubled_image(tmp_pat
     assert ended.returncode == -signal.SIGKILL
     store, bench = ImageStore(tmp_path, "bench"), open_fake_bench()
     assert len(store.known(method(), REQUESTS)) == 2 * 4 * CONFIG.slots
-    rows, reused = images_of([method()], REQUESTS, store, lambda: bench, CONFIG)
+    (rows,), reused = images_of([method()], REQUESTS, store, lambda: bench, CONFIG)
     assert reused == 16
     assert isinstance(bench.backbone, FakeBackbone)
     assert bench.backbone.rows_denoised == 3 * (len(REQUESTS) - 16), "what was whole is not made again"
-    check_complete(rows["dpmpp-3"], store)
-    never_killed, _ = images_of([method()], REQUESTS, ImageStore(tmp_path, "x"), lambda: bench, CONFIG)
-    assert [replace(row, seconds=0) for row in rows["dpmpp-3"]] == [
-        replace(row, seconds=0) for row in never_killed["dpmpp-3"]
-    ]
+    check_complete(rows, store)
+    (never_killed,), _ = images_of([method()], REQUESTS, ImageStore(tmp_path, "x"), lambda: bench, CONFIG)
+    assert [replace(row, seconds=0) for row in rows] == [replace(row, seconds=0) for row in never_killed]
 
 
 def check_complete(rows: Sequence[ImageRow], store: ImageStore) -> None:

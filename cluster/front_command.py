@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 
 from actors.errors import UserError
+from actors.policy import WEIGHTS_FILE
 from cluster.runs import find_policy, settings_of
 from tune_configs.ledger import FILE, read_outcomes
 
@@ -56,12 +57,13 @@ def _sorted_out(arguments: Sequence[str], runs_dir: Path) -> tuple[dict[str, lis
 
 
 def _of_sweep(folder: Path) -> dict[str, list[Path]]:
-    """The policies of a sweep's finished trials, by variant."""
+    """The policies of a sweep's finished trials, by variant; fixed schedules among them have none."""
     named: dict[str, list[Path]] = {}
     for outcome in read_outcomes(folder).values():
-        if outcome.status == "finished":
+        policy = folder / outcome.spec.id / "policy"
+        if outcome.status == "finished" and (policy / WEIGHTS_FILE).is_file():
             for label in outcome.spec.labels:
-                named.setdefault(label.partition("/")[2], []).append(folder / outcome.spec.id / "policy")
+                named.setdefault(label.partition("/")[2], []).append(policy)
     if not named:
         raise UserError(
             f"{folder}: none of its trials has finished; `addiffusion tune --resume` goes on with it"

@@ -23,12 +23,13 @@ SMALL = (
 
 
 def write_sweep(runs: Path) -> None:
-    """Two variants, one with two training seeds; a third's only trial failed."""
+    """Two variants, one with two training seeds; a third's only trial failed, a fourth left no policy."""
     ledger = Ledger(runs / "prices")
     for number, (variant, seed) in enumerate((("dear", 0), ("dear", 1), ("cheap", 0))):
         spec = spec_of(variant, seed)
         saved_run(runs / "prices", spec.id, number)
         ledger.add(finished(spec, [0.5, 0.6], [7.0, 8.0]))
+    ledger.add(finished(spec_of("dpmpp-7"), [0.5], [7.0]))
     ledger.add(replace(finished(spec_of("dearest", 0), [0.1], [1.0]), status="failed", measured=None))
 
 

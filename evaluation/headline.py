@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 from evaluation.hypotheses import H1_REFERENCES
 
-Outcome = Literal["saved", "nothing shown", "worse"]
+Outcome = Literal["saved", "not tested", "nothing shown", "worse"]
 
 DEGENERATE_SHARE = 0.97
 
 
 def outcome(summary: Mapping[str, Any]) -> Outcome:
-    """What H2 says: saved, nothing shown (the interval holds zero), or worse."""
+    """What H2 says: saved, not tested at its cost, nothing shown (the interval holds zero), or worse."""
     hypothesis = summary["hypotheses"]["H2"]
+    if hypothesis["passed"] is None:
+        return "not tested"
     if hypothesis["passed"]:
         return "saved"
     return "worse" if hypothesis["ci95"][1] < 0 else "nothing shown"
@@ -41,6 +43,11 @@ def opening_sentence(summary: Mapping[str, Any]) -> str:
             return (
                 f"Saved compute: with {spent['cost']} the policy is better than every fixed schedule"
                 " measured, whatever that one costs."
+            )
+        case "not tested":
+            return (
+                f"Nobody knows what was saved: with {spent['cost']} the policy is better than fixed schedules,"
+                " and costs more than each of them that was measured."
             )
         case "nothing shown":
             return (

@@ -39,6 +39,7 @@ from evaluation.tables import (
     methods_table,
     metrics_table,
     missing_metrics,
+    outcome_of,
     p_value,
     quality_adjusted_table,
     write_tables,
@@ -185,7 +186,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        signed=signed, action_colour=figures.action_colour, p_value=p_value, png=_png_uri
+        signed=signed, action_colour=figures.action_colour, p_value=p_value, png=_png_uri, outcome=outcome_of
     )
     return environment.get_template("report.html.j2")
 

@@ -111,14 +111,22 @@ class Resampling:
         p = _one_sided(below, len(replicates_R), self.degrees_of_freedom)
         return NonInferiority(self.estimate(float(values.mean()), replicates_R), margin, p)
 
-    def spearman(self, x_P: ArrayLike, y_P: ArrayLike) -> Estimate:
-        """Rank correlation; 0 (and p = 1) if one side is constant, because then nothing follows anything."""
-        x, y = np.asarray(x_P, dtype=np.float64), np.asarray(y_P, dtype=np.float64)
-        assert np.isfinite(x).all()
-        assert np.isfinite(y).all()
-        replicates = [_weighted_spearman(x, y, counts_RP) for counts_RP in self.counts()]
-        value = float(_weighted_spearman(x, y, np.ones((1, len(x))))[0])
-        return self.estimate(value, np.concatenate(replicates))
+    def spearman(self, x: ArrayLike, y: ArrayLike) -> Estimate:
+        """Rank correlation of [P] with [P], or of [P, K] with [P, K] the mean of the K columns' correlations.
+
+        0 (and p = 1) if one side is constant, because then nothing follows anything.
+        """
+        x_PK, y_PK = (np.asarray(side, np.float64).reshape(self.num_prompts, -1) for side in (x, y))
+        assert x_PK.shape == y_PK.shape, "a column of one side goes with one of the other"
+        assert np.isfinite(x_PK).all()
+        assert np.isfinite(y_PK).all()
+        columns = list(zip(x_PK.T, y_PK.T, strict=True))
+
+        def mean_of(counts_RP: Floats) -> Floats:
+            return np.mean([_weighted_spearman(x_P, y_P, counts_RP) for x_P, y_P in columns], axis=0)
+
+        value = float(mean_of(np.ones((1, self.num_prompts)))[0])
+        return self.estimate(value, np.concatenate([mean_of(counts_RP) for counts_RP in self.counts()]))
 
 
 @lru_cache(maxsize=16)

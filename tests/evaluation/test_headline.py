@@ -27,6 +27,15 @@ def test_a_win_beyond_every_baseline_gives_no_percentage() -> None:
     assert "%" not in opening_sentence(summary)
 
 
+def test_a_lead_over_cheaper_baselines_alone_is_no_saving() -> None:
+    wanted = synthetic.requests()
+    theirs = {"dpmpp-5": synthetic.baseline_rows("dpmpp-5", wanted, 5, 0.45)}
+    summary = synthetic.summarised(synthetic.policy_rows(wanted, 0.6), theirs, wanted, 3)
+    assert outcome(summary) == "not tested"
+    assert opening_sentence(summary).startswith("Nobody knows what was saved: ")
+    assert "costs more than each of them" in opening_sentence(summary)
+
+
 def test_a_tie_is_nothing_saved_even_where_ddim_50_is_matched_at_a_third_of_its_cost() -> None:
     ours = synthetic.policy_rows(synthetic.requests(), 0.652, base_nfe=13)
     theirs = {

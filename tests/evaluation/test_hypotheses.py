@@ -131,6 +131,67 @@ def test_h2_is_calibrated_where_the_policy_is_a_coin_flip_between_two_baselines(
     assert claims <= 11
 
 
+def test_h2_is_biased_against_a_policy_where_many_baselines_are_alike() -> None:
+    """The best of many measured means is too high: what is reported is at most what is true."""
+    rng = np.random.default_rng(0)
+    leads = []
+    for _ in range(60):
+        effect_P1 = rng.normal(0.6, 0.1, (40, 1))
+
+        def table(name: str, nfe: float) -> MethodTable:
+            cost = np.full((40, 2), nfe)
+            quality = effect_P1 + rng.normal(0, 0.1, (40, 2))  # noqa: B023
+            return MethodTable(name, quality, cost, cost, 0 * cost, cost, cost)
+
+        baselines = {f"dpmpp-{nfe}": table(f"dpmpp-{nfe}", nfe) for nfe in (5, 7, 10, 15, 20)}
+        leads.append(equal_cost(table("policy", 11), baselines, Resampling(40, 200))["estimate"])
+    assert np.mean(leads) < 0
+
+
+def test_h2_is_not_tested_where_the_policy_costs_more_than_every_baseline() -> None:
+    """A lead over what is cheaper says nothing about equal cost; being worse than that says enough."""
+    cheap = {name: BASELINES[name] for name in ("dpmpp-5", "dpmpp-10")}
+    ahead = equal_cost(policy(0.66), cheap, RESAMPLING)
+    assert ahead["ci95"][0] > 0
+    assert ahead["passed"] is None
+    assert "Not tested: the policy spends 16.0 NFE, the dearest baseline 10.0" in ahead["statement"]
+    assert equal_cost(policy(0.55), cheap, RESAMPLING)["passed"] is False
+    as_dear = {**cheap, "ddim-50": BASELINES["ddim-50"]}
+    assert equal_cost(policy(0.66), as_dear, RESAMPLING)["passed"] is True
+
+
+def noise_followers(prompt_effect: float, seeds: int, run: int) -> tuple[MethodTable, dict[str, MethodTable]]:
+    """A policy that spends twice as much where its noise goes wrong, which goes wrong for baselines too."""
+    rng = np.random.default_rng(run)
+    luck_PS = prompt_effect * rng.normal(size=(100, 1)) + rng.normal(size=(100, seeds))
+
+    def table(name: str, nfe_PS: np.ndarray) -> MethodTable:
+        quality_PS = luck_PS + rng.normal(0, 0.5, luck_PS.shape)
+        return MethodTable(name, quality_PS, nfe_PS, nfe_PS, 0 * nfe_PS, nfe_PS, nfe_PS)
+
+    baselines = {name: table(name, np.full(luck_PS.shape, 10.0)) for name in ("dpmpp-10", "ddim-50")}
+    return table("policy", np.where(luck_PS < -0.5, 14.0, 7.0)), baselines
+
+
+def test_h3_is_not_passed_by_following_the_noise_that_policy_and_baselines_share() -> None:
+    passed = [
+        cost_follows_prompt(*noise_followers(0.0, 3, run), Resampling(100, 300), [None] * 100)["passed"]
+        for run in range(120)
+    ]
+    assert sum(passed) <= 8  # 2.5% are 3 of 120, three standard errors more are 8.1
+    follows = cost_follows_prompt(*noise_followers(1.0, 3, 0), Resampling(100, 300), [None] * 100)
+    assert follows["passed"] is True
+
+
+def test_h3_knows_no_difficulty_of_prompts_with_one_seed() -> None:
+    ours, theirs = noise_followers(1.0, 1, 0)
+    without = cost_follows_prompt(ours, theirs, Resampling(100, 300), [None] * 100)
+    assert without["passed"] is None
+    assert "one seed each" in without["statement"]
+    tiers = [str(tier) for tier in range(1, 5) for _ in range(25)]
+    assert set(cost_follows_prompt(ours, theirs, Resampling(100, 300), tiers)["correlations"]) == {"tier"}
+
+
 def test_h3_passes_only_if_cost_rises_with_tier_and_difficulty() -> None:
     follows = cost_follows_prompt(policy(0.65, follow=2), BASELINES, RESAMPLING, TIERS)
     assert follows["passed"]

@@ -203,6 +203,17 @@ def test_spearman_equals_scipy_with_ties() -> None:
     assert result.high == pytest.approx(reference.high, abs=0.025)
 
 
+def test_spearman_of_columns_is_the_mean_of_theirs_resampled_together() -> None:
+    rng = np.random.default_rng(22)
+    x_PK = rng.normal(size=(80, 3))
+    y_PK = x_PK + rng.normal(size=(80, 3))
+    result = Resampling(80, resamples=500).spearman(x_PK, y_PK)
+    each = [scipy.stats.spearmanr(x_PK[:, k], y_PK[:, k]).statistic for k in range(3)]
+    assert result.value == pytest.approx(np.mean(each), abs=1e-12)
+    alone = [Resampling(80, resamples=500).spearman(x_PK[:, k], y_PK[:, k]) for k in range(3)]
+    assert result.high - result.low < min(one.high - one.low for one in alone)
+
+
 def test_spearman_of_a_constant_is_zero_and_not_significant() -> None:
     result = Resampling(50, resamples=200).spearman(np.full(50, 17.0), np.arange(50.0))
     assert (result.value, result.low, result.high, result.p) == (0.0, 0.0, 0.0, 1.0)

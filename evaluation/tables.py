@@ -30,17 +30,23 @@ _LATEX = {
     "−": "$-$",
     "×": r"$\times$",
     "ρ": r"$\rho$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
     "’": "'",
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a header, and rows of as many cells; the first column is text, the others are numbers."""
+    """A title, a header, and rows of as many cells; the first column is text, the others are numbers.
+
+    notes stand below it, a paragraph each.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.header) for row in self.rows), f"{self.title}: a row of another width"
@@ -49,18 +55,20 @@ class Table:
         """A GitHub table."""
         lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.rows]
         body = "\n".join(f"| {' | '.join(_markdown(cell) for cell in line)} |" for line in lines)
-        return f"**{_markdown(self.title)}**\n\n{body}\n"
+        notes = "".join(f"\n{_markdown(note)}\n" for note in self.notes)
+        return f"**{_markdown(self.title)}**\n\n{body}\n{notes}"
 
     def latex(self) -> str:
         """A `tabular` for booktabs, with its caption."""
         body = "\n".join(" & ".join(_latex(cell) for cell in row) + r" \\" for row in self.rows)
         header = " & ".join(_latex(cell) for cell in self.header)
         columns = "l" + "r" * (len(self.header) - 1)
+        notes = "".join(f"\n\\par\\footnotesize {_latex(note)}\n" for note in self.notes)
         return (
             "\\begin{table}\n\\centering\n"
             f"\\caption{{{_latex(self.title)}}}\n"
             f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{header} \\\\\n\\midrule\n{body}\n\\bottomrule\n"
-            "\\end{tabular}\n\\end{table}\n"
+            f"\\end{{tabular}}\n{notes}\\end{{table}}\n"
         )
 
 
@@ -130,14 +138,15 @@ def quality_adjusted_table(summary: Mapping[str, Any]) -> Table:
 
 
 def metrics_table(found: Mapping[str, Any]) -> Table:
-    """Metrics of the images by method, those of which there is a number; see `missing_metrics`."""
+    """Metrics of the images by method, those of which there is a number; the notes say what is missing."""
     methods: Mapping[str, Mapping[str, Any]] = found["methods"]
     shown = [name for name in METRIC_NAMES if any("value" in one.get(name, {}) for one in methods.values())]
     rows = [
         (name, *(measured_cell(one.get(metric, {})) for metric in shown)) for name, one in methods.items()
     ]
     labels = [f"{METRICS[name].label} {'↑' if METRICS[name].better == 'higher' else '↓'}" for name in shown]
-    return Table("Metrics of the images", ("method", *labels), rows)
+    notes = [f"missing {line}" for line in missing_metrics(found)]
+    return Table("Metrics of the images", ("method", *labels), rows, notes)
 
 
 def missing_metrics(found: Mapping[str, Any]) -> list[str]:

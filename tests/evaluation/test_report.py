@@ -96,14 +96,16 @@ def test_figures_are_files_too_and_tables_are_markdown_and_latex(tmp_path: Path)
         with Image.open(path) as picture:
             assert picture.width > 800
     for name in ("methods", "hypotheses", "gates", "transfer", "metrics", "quality_adjusted"):
-        lines = (run_dir / TABLES_FOLDER / f"{name}.md").read_text().splitlines()[2:]
+        lines = (run_dir / TABLES_FOLDER / f"{name}.md").read_text().split("\n\n")[1].splitlines()
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
         assert len(widths) == 1, f"{name}.md: a cell broke the table"
         latex = (run_dir / TABLES_FOLDER / f"{name}.tex").read_text()
         body = latex.split("\\midrule")[1].split("\\bottomrule")[0].strip().splitlines()
         assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
         assert not re.search(r"(?<!\\)[%#_]", body[-1])
+        assert latex.isascii(), f"{name}.tex: {re.findall('[^ -~]', latex)}, which LaTeX may not know"
     assert "dpmpp-10" in (run_dir / TABLES_FOLDER / "methods.md").read_text()
+    assert "missing fid: no reference" in (run_dir / TABLES_FOLDER / "metrics.md").read_text()
 
 
 def test_report_needs_nothing_from_outside_and_runs_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from evaluation.tables import Table, methods_table, quality_adjusted_table
+from evaluation.tables import Table, methods_table, metrics_table, quality_adjusted_table
 from tests.evaluation import synthetic
 
 HOSTILE = r"a|b & c_d $x$ 50% #1 {e} ~f ^g \h <i>"
@@ -42,3 +42,18 @@ def test_what_the_long_schedules_quality_costs_and_what_can_be_shown_are_in_the_
 
 def test_lines_in_a_cell_become_one() -> None:
     assert "one two" in Table("t", ("a",), [("one\n  two",)]).markdown()
+
+
+def test_what_is_missing_stands_below_the_table_in_both_formats() -> None:
+    measured = {
+        "clip_score": {"value": 31.4, "ci95": [30.0, 32.0]},
+        "fid": {"missing": "reference_set=null"},
+        "hps_v2": {"missing": "no model is named"},
+        "pick_score": {"missing": "no model is named"},
+    }
+    table = metrics_table({"methods": {"policy": measured, "dpmpp-7": measured}})
+    assert table.header == ("method", "CLIP score ↑")
+    assert "missing fid: reference\\_set=null\n" in table.markdown()
+    assert "missing hps\\_v2, pick\\_score: no model is named" in table.latex()
+    assert "CLIP score $\\uparrow$" in table.latex()
+    assert table.latex().index("\\end{tabular}") < table.latex().index("missing fid")

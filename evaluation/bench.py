@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from actors.backbones.config import BackboneConfig
 from actors.contracts import Backbone, Images, QualityScorer
 from actors.errors import UserError
-from evaluation.config import EvaluationConfig
+from evaluation.config import QUALITIES, EvaluationConfig
 from rewards_service.contracts import RewardClient
 from rewards_service.identity import scorers_identity
 from rewards_service.loading import build_scorers
@@ -28,11 +28,12 @@ from shapes.verify import strict_score
 
 Judge = Callable[[Images, Sequence[str]], NDArray[np.float32]]
 
-Metric = Literal["strict score", "image reward", "held-out score"]
-STRICT: Metric = "strict score"
-IMAGE_REWARD: Metric = "image reward"
-HELD_OUT: Metric = "held-out score"
+STRICT = QUALITIES["strict"]
+IMAGE_REWARD = QUALITIES["image_reward"]
+HELD_OUT = "held-out score"
 """What policies are selected by: a reward model's score of the image as it is, never the exact verifier's."""
+_OUTPUTS = {"clip_score": "clip_score", "hps_v2": "hps", "pick_score": "pick_score", "aesthetic": "aesthetic"}
+"""The scores of finished images that can decide beside image reward, by `evaluation.quality`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class BenchRecipe:
 
     backbone: BackboneConfig
     scorers: str | ScorersConfig
-    metric: Metric
+    metric: str
+    output: str | None = None
+    """The score that decides; None: image reward's, where the verifier does not."""
 
     def __call__(self) -> Bench:
         """Load everything; UserError for what cannot be loaded."""
@@ -93,7 +96,12 @@ class BenchRecipe:
                 "evaluation.scorers: has no model that gives image_reward, which every image is scored with;"
                 f" these give {', '.join(client.outputs)}"
             )
-        output = finished_output(client.outputs)
+        output = self.output or finished_output(client.outputs)
+        if output not in client.outputs:
+            raise UserError(
+                f"evaluation.quality: none of evaluation.scorers gives {output}; these give"
+                f" {', '.join(client.outputs)}"
+            )
 
         def scored(images: Images, prompts: Sequence[str]) -> NDArray[np.float32]:
             return client.score(images, prompts, (output,))[output]
@@ -110,8 +118,9 @@ class BenchRecipe:
 
 
 def bench_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> BenchRecipe:
-    """The bench of a policy's backbone: judged by the verifier where the prompts are the embedded world's."""
-    return _recipe(backbone, config, STRICT if config.prompts == "shapes" else IMAGE_REWARD)
+    """The bench of a policy's backbone, judged by what `evaluation.quality` says."""
+    decided_by = config.decided_by
+    return replace(_recipe(backbone, config, QUALITIES[decided_by]), output=_OUTPUTS.get(decided_by))
 
 
 def held_out_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> BenchRecipe:
@@ -119,7 +128,7 @@ def held_out_recipe(backbone: BackboneConfig, config: EvaluationConfig) -> Bench
     return _recipe(backbone, config, HELD_OUT)
 
 
-def _recipe(backbone: BackboneConfig, config: EvaluationConfig, metric: Metric) -> BenchRecipe:
+def _recipe(backbone: BackboneConfig, config: EvaluationConfig, metric: str) -> BenchRecipe:
     scorers = config.scorers
     if scorers is None:
         from shapes import weights  # megabytes that only those need who name no scorers of their own

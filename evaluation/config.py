@@ -15,6 +15,16 @@ from evaluation.baselines import DEFAULT_BASELINES, parse_baseline
 from evaluation.metrics.config import MetricsConfig
 from rewards_service.scorers_config import ScorersConfig
 
+QUALITIES = {
+    "strict": "strict score",
+    "image_reward": "image reward",
+    "clip_score": "CLIP score",
+    "hps_v2": "HPS v2",
+    "pick_score": "PickScore",
+    "aesthetic": "aesthetic score",
+}
+"""What hypotheses can be decided by, as `evaluation.metrics.names` has it, and how tables call it."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationConfig:
@@ -34,9 +44,11 @@ class EvaluationConfig:
     seed: int = 0
     """Fixes the prompts drawn, every image's noise, and the resamples."""
     baselines: tuple[str, ...] = DEFAULT_BASELINES
+    quality: str | None = None
+    """What decides, one of QUALITIES; None: `strict` for the embedded world's prompts, or `image_reward`."""
     resamples: int = 10_000
     margin: float = 0.01
-    """How much worse than DDIM-50 (Euler-50 for flow models) still counts as not worse (H1)."""
+    """How much worse than DDIM-50 (Euler-50 for flow models) still counts as not worse (H1), in its units."""
     nfe_limit: float = 30.0
     """The mean NFE within which H1 has to hold."""
     slots: int = 16
@@ -78,12 +90,24 @@ class EvaluationConfig:
         for name in ("margin", "nfe_limit", "worker_gpus"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"evaluation.{name}={getattr(self, name)}: must be a number of at least 0")
+        if self.quality not in (None, *QUALITIES):
+            raise UserError(f"evaluation.quality={self.quality}: give null or one of {', '.join(QUALITIES)}")
+        if self.quality == "strict" and self.prompts != "shapes":
+            raise UserError(
+                "evaluation.quality=strict: judges prompts of the embedded world (evaluation.prompts=shapes),"
+                f" not {self.prompts}"
+            )
         if not self.baselines:
             raise UserError("evaluation.baselines is empty: name at least one, for instance dpmpp-10")
         for name in self.baselines:
             parse_baseline(name)
         if len(set(self.baselines)) < len(self.baselines):
             raise UserError(f"evaluation.baselines={','.join(self.baselines)}: one is named twice")
+
+    @property
+    def decided_by(self) -> str:
+        """The one of QUALITIES that decides."""
+        return self.quality or ("strict" if self.prompts == "shapes" else "image_reward")
 
     def load_prompts(
         self, limit: int | None = None, options: PromptOptions = EVALUATION_OPTIONS

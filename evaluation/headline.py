@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from evaluation.config import QUALITIES
 from evaluation.hypotheses import H1_REFERENCES
 
 Outcome = Literal["saved", "not tested", "nothing shown", "worse"]
@@ -46,8 +47,8 @@ def opening_sentence(summary: Mapping[str, Any]) -> str:
             )
         case "not tested":
             return (
-                f"Nobody knows what was saved: with {spent['cost']} the policy is better than fixed schedules,"
-                " and costs more than each of them that was measured."
+                f"Nobody knows what was saved: with {spent['cost']} the policy is better than fixed"
+                " schedules, and costs more than each of them that was measured."
             )
         case "nothing shown":
             return (
@@ -68,6 +69,11 @@ def further_sentences(summary: Mapping[str, Any]) -> list[str]:
         f"Its {summary['config']['quality']} is {policy['quality']:.3f}, {signed(hypothesis['estimate'])}"
         f" {interval(hypothesis['ci95'])} against the hardest of them ({hypothesis['against']})."
     ]
+    if summary["config"]["quality"] == QUALITIES["image_reward"]:
+        sentences.append(
+            "It is decided by the reward model that looks and searches choose by, which flatters both;"
+            " evaluation.quality names another judge."
+        )
     if summary["hypotheses"]["H1"]["estimate"] is not None:
         sentences.append(_against_long_schedule(summary))
     top, share = max(summary["actions"].items(), key=lambda item: float(item[1]))

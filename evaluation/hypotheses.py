@@ -98,8 +98,9 @@ def equal_cost(
         axis = beyond[0]
         passed = None
         statement += (
-            f" Not tested: the policy spends {policy.mean(axis):.1f} {'NFE' if axis == 'nfe' else 'with looks'},"
-            f" the dearest baseline {dearest[axis]:.1f}; add one that spends as much to evaluation.baselines."
+            f" Not tested: the policy spends {policy.mean(axis):.1f} NFE"
+            f"{'' if axis == 'nfe' else ' with looks'}, the dearest baseline {dearest[axis]:.1f}; add one that"
+            " spends as much to evaluation.baselines."
         )
     return {
         **{key: hardest[key] for key in ("estimate", "ci95", "p")},
@@ -123,10 +124,10 @@ def cost_follows_prompt(
 ) -> dict[str, Any]:
     """H3: Spearman of a prompt's mean NFE with its difficulty for the baselines, and with a numbered tier.
 
-    Images of one seed begin with the same noise for every method, and noise that goes wrong for baselines goes
-    wrong for the policy, which then spends more: that is no property of the prompt. So the NFE of one seed is
-    compared with the difficulty at the prompt's other seeds, and with one seed a prompt there is none. Tiers
-    that are names (a benchmark's tasks) are groups without an order, so nothing can follow them.
+    Images of one seed begin with the same noise for every method, and noise that goes wrong for baselines
+    goes wrong for the policy, which then spends more: that is no property of the prompt. So the NFE of one
+    seed is compared with the difficulty at the prompt's other seeds, and with one seed a prompt there is
+    none. Tiers that are names (a benchmark's tasks) are groups without an order, so nothing can follow them.
     """
     statement = "NFE rises with the prompt’s tier and with its difficulty (rank correlation above 0)."
     correlations: dict[str, Estimate] = {}

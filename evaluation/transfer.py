@@ -158,8 +158,8 @@ def _measure(
     tries = [name for name in config.baselines if parse_baseline(name).family == "best-of"]
     names = (*(f"{family}-{steps}" for steps in (*_STEPS, LONG)), *tries)
     folder = re.sub(r"[^\w.-]+", "_", f"{cell.backbone}-{cell.solver}-{cell.dataset}")
-    here = replace(config, prompts=cell.dataset, baselines=names, strips=0, traced=0)
     try:
+        here = replace(config, prompts=cell.dataset, baselines=names, strips=0, traced=0)
         check_baselines(names, EngineConfig(solver=conditions.solver))
         summary = evaluate(
             Path(trained.folder),

@@ -98,6 +98,38 @@ def test_finished_images_are_judged_as_they_are_and_stored_apart_from_forecasts(
         assert bench.identity != plain.identity
 
 
+class TwoJudges(OneScore):
+    """One that a policy may choose by, and another."""
+
+    outputs = ("image_reward", "hps")  # type: ignore[assignment]
+
+    def score(self, images: Images, prompts: Any) -> Scores:
+        return super().score(images, prompts) | {"hps": np.full(len(images), 27.5, np.float32)}
+
+
+@pytest.mark.usefixtures("_fake_loaders")
+def test_another_score_decides_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, _ = scenes(1)
+    world = SimpleNamespace(load_scorers=lambda folder, device: [TwoJudges()])
+    monkeypatch.setitem(sys.modules, "rewards_service.world", world)  # type: ignore[arg-type]
+    config = EvaluationConfig(prompts="mine.txt", quality="hps_v2", scorers=str(tmp_path))
+    bench = bench_recipe(BackboneConfig("any"), config)()
+    assert (bench.metric, bench.finished) == ("HPS v2", "image_reward")
+    prompts = ["a cat"] * len(images)
+    assert set(bench.judge(images, prompts).tolist()) == {27.5}
+    assert bench.identity != bench_recipe(BackboneConfig("any"), replace(config, quality=None))().identity
+    held_out = held_out_recipe(BackboneConfig("any"), config)()
+    assert set(held_out.judge(images, prompts).tolist()) == {0.25}
+    with pytest.raises(UserError, match=r"evaluation\.quality: .* gives pick_score; these give image_reward"):
+        bench_recipe(BackboneConfig("any"), replace(config, quality="pick_score"))()
+
+
+@pytest.mark.parametrize(("quality", "told"), [("hpsv2", "or one of strict, image"), ("strict", "mine.txt")])
+def test_what_cannot_decide_is_refused(quality: str, told: str) -> None:
+    with pytest.raises(UserError, match=rf"evaluation\.quality={quality}: .*{told}"):
+        EvaluationConfig(prompts="mine.txt", quality=quality)
+
+
 @pytest.mark.usefixtures("_fake_loaders")
 def test_scorers_without_image_reward_are_refused_before_any_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -90,3 +90,10 @@ def test_what_is_said_of_ddim_50_follows_its_interval(ci95: list[float], passed:
     summary, _ = synthetic.evaluation(0.6, prompts_per_tier=4)
     summary["hypotheses"]["H1"] |= {"ci95": ci95, "passed": passed}
     assert f"DDIM-50’s quality {said}: " in " ".join(further_sentences(summary))
+
+
+def test_a_judge_that_the_policy_knows_is_named_as_such() -> None:
+    summary, _ = synthetic.evaluation(0.655)
+    assert not any("flatters" in each for each in further_sentences(summary))
+    summary["config"]["quality"] = "image reward"
+    assert any("which flatters both" in each for each in further_sentences(summary))

@@ -98,9 +98,8 @@ def equal_cost(
         axis = beyond[0]
         passed = None
         statement += (
-            f" Not tested: the policy spends {policy.mean(axis):.1f} NFE"
-            f"{'' if axis == 'nfe' else ' with looks'}, the dearest baseline {dearest[axis]:.1f}; add one that"
-            " spends as much to evaluation.baselines."
+            f" Not tested: the policy spends {policy.mean(axis):.1f} NFE{' with looks' * (axis == 'cost')},"
+            f" the dearest baseline {dearest[axis]:.1f}; add one that spends as much to evaluation.baselines."
         )
     return {
         **{key: hardest[key] for key in ("estimate", "ci95", "p")},

@@ -35,6 +35,9 @@ HELD_OUT = "held-out score"
 _OUTPUTS = {"clip_score": "clip_score", "hps_v2": "hps", "pick_score": "pick_score", "aesthetic": "aesthetic"}
 """The scores of finished images that can decide beside image reward, by `evaluation.quality`."""
 
+_EMBEDDINGS = ("clip_image", "clip_text", "dino")
+"""The outputs that are vectors."""
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -57,6 +60,11 @@ class Bench:
     def finished(self) -> str:
         """The score of finished images, as rows and metrics report it; see `finished_output`."""
         return finished_output(self.outputs)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The outputs that are one number an image, by which something can be chosen."""
+        return tuple(output for output in self.outputs if output not in _EMBEDDINGS)
 
     def scorer(self, *outputs: str) -> QualityScorer:
         """What a look asks for: the named scores."""

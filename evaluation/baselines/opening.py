@@ -75,9 +75,9 @@ def rule(baseline: Baseline, config: EngineConfig, bench: Bench) -> OpenMethod:
 def named_scorer(bench: Bench, baseline: Baseline) -> QualityScorer:
     """What the method chooses by, under the name that the engine knows; UserError if the bench has none."""
     output = baseline.scorer
-    if output not in bench.outputs:
+    if output not in bench.scores:
         raise UserError(
-            f"baseline {baseline.name!r}: no score called {output!r}; accepted: {', '.join(bench.outputs)}"
+            f"baseline {baseline.name!r}: no score called {output!r}; accepted: {', '.join(bench.scores)}"
         )
     scorer = bench.scorer(output)
 

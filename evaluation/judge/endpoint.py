@@ -145,11 +145,11 @@ class ChatEndpoint:
             text = values["choices"][0]["message"]["content"]
             usage = values.get("usage") or {}
             counted = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            tokens = [int(value) if isinstance(value, (int, float)) else None for value in counted]
             model = str(values.get("model", self.judge.model))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             said = self._safe(body.decode("utf-8", "replace"))
             raise _AgainError(f"not a chat completion: {said}") from error
-        tokens = [int(value) if isinstance(value, (int, float)) else None for value in counted]
         return Reply(self._safe(text, None) if isinstance(text, str) else "", self._safe(model), *tokens)
 
     def _wait(self) -> None:
@@ -175,7 +175,8 @@ class ChatEndpoint:
             raise EndpointError("stopped while it waited")
 
     def _safe(self, text: str, length: int | None = _SHOWN) -> str:
-        """One line without the key."""
+        """One line without the key, which can be written: half a pair of surrogates cannot."""
+        text = text.encode("utf-8", "replace").decode("utf-8")
         if self._key:
             text = text.replace(self._key, "[key]")
         return " ".join(text.split())[:length]

@@ -1,15 +1,17 @@
 """FK steering, tree search, the stability rule and the bounds: what they cost and what they return."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from actors.contracts import EpisodeRequest
+from actors.contracts import EpisodeRequest, Images
 from actors.engine import Engine, EngineConfig
 from actors.errors import UserError
 from evaluation.baselines import parse_baseline
+from evaluation.baselines.opening import named_scorer
 from evaluation.baselines.oracles import fixed_schedule
 from evaluation.baselines.search import SearchSampler
 from evaluation.baselines.steering import FeynmanKac, resampling_steps, weights
@@ -17,7 +19,8 @@ from evaluation.baselines.tree_search import TreeSearch
 from evaluation.bench import Bench
 from evaluation.generate import Generated, Job, generate
 from evaluation.methods import BaselineMethod
-from tests.evaluation.fakes import ENGINE, FakeBackbone, open_fake_bench
+from rewards_service.contracts import Scores
+from tests.evaluation.fakes import ENGINE, FakeBackbone, FakeClient, open_fake_bench
 
 REQUESTS = tuple(EpisodeRequest(f"prompt {index}", 100 + index, "1") for index in range(7))
 STOCHASTIC = EngineConfig(
@@ -138,12 +141,27 @@ def test_the_oracle_that_stops_returns_what_stopping_there_returns() -> None:
         torch.testing.assert_close(alone.latents_CHW, episode.latents_CHW)
 
 
-def test_best_of_by_another_scorer_chooses_by_that_one() -> None:
+class Opposed(FakeClient):
+    """CLIP likes worst what the image reward likes best."""
+
+    def score(self, images: Images, prompts: Sequence[str], outputs: Sequence[str] | None = None) -> Scores:
+        scores = super().score(images, prompts, outputs)
+        return {name: -value if name == "clip_score" else value for name, value in scores.items()}
+
+
+@pytest.mark.parametrize("search", ["best-of-3@5", "fk-3@5", "dts-3@5"])
+def test_a_search_by_another_scorer_chooses_by_that_one(search: str) -> None:
+    bench = replace(open_fake_bench(), client=Opposed(), outputs=("image_reward", "clip_score"))
+    by_clip, by_default = run(f"{search}:clip_score", bench).rows, run(search, bench).rows
+    assert by_clip[0].looks >= 3
+    assert np.mean([row.image_reward for row in by_clip]) < np.mean([row.image_reward for row in by_default])
+
+
+def test_a_search_needs_one_number_an_image() -> None:
     bench = replace(open_fake_bench(), outputs=("image_reward", "clip_score"))
-    by_clip, by_default = run("best-of-3@5:clip_score", bench), run("best-of-3@5", bench)
-    assert by_clip.rows[0].looks == 3
-    assert [row.quality for row in by_clip.rows] == [row.quality for row in by_default.rows], (
-        "the fake scorers agree"
-    )
+    vectors = replace(bench, outputs=(*bench.outputs, "clip_image", "clip_text", "dino"))
+    for embedding in ("dino", "clip_image"):
+        with pytest.raises(UserError, match=f"{embedding}'; accepted: image_reward, clip_score$"):
+            named_scorer(vectors, parse_baseline(f"best-of-2@4:{embedding}"))
     with pytest.raises(UserError, match="no score called 'aesthetic'; accepted: image_reward, clip_score"):
         run("best-of-3@5:aesthetic", bench)

@@ -6,15 +6,19 @@ its own among the runs; both end with a report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from actors.errors import UserError
 from cluster.runs import CONFIG, find_policy, settings_by_name
 from evaluation.config import EvaluationConfig
+
+_T = TypeVar("_T")
 
 
 def evaluate_and_report(policy: str, overrides: Sequence[str], *, runs_dir: Path) -> None:
@@ -41,16 +45,60 @@ def run_evaluation(
 
     The registry keeps the outcome with the version that holds this very policy, if it has one.
     """
-    from evaluation.evaluate import evaluate
     from evaluation.headline import opening_sentence
-    from evaluation.progress import progress_bar
     from evaluation.report import write_report
 
-    with progress_bar() as progress:
-        summary = evaluate(policy_dir, run_dir, config, progress, model_version=model_version)
+    measure = partial(_evaluate, policy_dir.absolute(), run_dir.absolute(), model_version)
+    summary = where_the_device_is(config, measure)
     _record(policy_dir, summary, run_dir, tracking_uri)
     typer.echo(opening_sentence(summary))
     typer.echo(f"report: {write_report(run_dir)}")
+
+
+def where_the_device_is(config: EvaluationConfig, measure: Callable[[EvaluationConfig], _T]) -> _T:
+    """What `measure` gives, called here, or on the cluster where the device is a GPU and none is here.
+
+    A training's command runs on a cluster's head, which often has none. Where it goes elsewhere it takes the
+    place of one of `evaluation.workers`, so that no more GPUs are held than these. UserError without a
+    cluster.
+    """
+    import torch
+
+    if not config.device.startswith("cuda") or torch.cuda.is_available():
+        return measure(config)
+    if config.address is None:
+        raise UserError(
+            f"evaluation.device={config.device}: no GPU is here; give evaluation.device=cpu, or a cluster's"
+            " evaluation.address"
+        )
+    import ray
+
+    from learner.session import connected
+
+    fewer = replace(config, workers=max(1, config.workers - 1))
+    with connected(config.address, 1):
+        task = ray.remote(num_cpus=1, num_gpus=config.worker_gpus, max_retries=0)(_call)
+        try:
+            found: _T = ray.get(task.remote(measure, fewer))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+    return found
+
+
+def _call(measure: Callable[[EvaluationConfig], _T], config: EvaluationConfig) -> _T:
+    return measure(config)
+
+
+def _evaluate(
+    policy_dir: Path, run_dir: Path, model_version: str | None, config: EvaluationConfig
+) -> dict[str, Any]:
+    from evaluation.evaluate import evaluate
+    from evaluation.progress import progress_bar
+
+    with progress_bar() as progress:
+        return evaluate(policy_dir, run_dir, config, progress, model_version=model_version)
 
 
 def _record(policy_dir: Path, summary: Mapping[str, Any], run_dir: Path, tracking_uri: str | None) -> None:

@@ -127,14 +127,16 @@ def test_hostile_prompts_tiers_and_run_names_are_text(tmp_path: Path) -> None:
 def test_verdicts_that_failed_or_could_not_be_tested_are_said_to_be_so(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", quality=0.5)
     summary = json.loads((run_dir / "summary.json").read_text())
-    summary["hypotheses"]["H1"] |= {"estimate": None, "ci95": None, "p": None, "passed": None}
+    unknown = {"estimate": None, "ci95": None, "p": None, "passed": None}
+    summary["hypotheses"]["H1"] |= unknown
+    summary["hypotheses"]["H3"] = {**unknown, "statement": "NFE rises. Not tested: one seed each."}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     html = write_report(run_dir).read_text()
     outcomes = verdicts_of(html)
     assert {name: outcomes[name] for name in ("H1", "H2", "H3", "H4")} == {
         "H1": "not measured",
         "H2": "failed",
-        "H3": "passed",
+        "H3": "not measured",
         "H4": "not measured",
     }
     assert {name: outcomes[name] for name in ("G0", "G2", "G3", "G4")} == {
@@ -144,6 +146,11 @@ def test_verdicts_that_failed_or_could_not_be_tested_are_said_to_be_so(tmp_path:
         "G4": "passed",
     }
     assert "Nothing was saved: " in html
+    summary["hypotheses"]["H2"] |= {"passed": None, "statement": "It is above. Not tested: cheap ones only."}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    html = write_report(run_dir).read_text()
+    assert verdicts_of(html)["H2"] == "not measured"
+    assert "Nobody knows what was saved: " in html
 
 
 def test_report_without_training_strips_and_tiers(tmp_path: Path) -> None:

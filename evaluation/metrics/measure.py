@@ -77,6 +77,9 @@ def measure(
     metrics = [METRICS[name] for name in config.names]
     features = {metric.feature for metric in metrics} - set(COSTS)
     sources, absent = sources_of(config, scorers, device)
+    uncompared = _without_reference(config)
+    features -= uncompared.keys()  # no model is fetched for what there is nothing to compare with
+    absent = {**uncompared, **absent}
     collected = collect(
         sets,
         features,
@@ -185,17 +188,14 @@ def _reference(
     progress: Progress | None,
 ) -> Reference:
     """The features of the real images, and why there are none."""
-    option = f"{_OPTION}={config.reference or 'null'}"
     if config.reference is None or not wanted:
-        needed = {"inception": "give real images, or their mu and sigma", "cmmd_clip": "give real images"}
-        return Reference(reasons={name: f"{option}: {what}" for name, what in needed.items()})
+        return Reference()
     path = Path(config.reference)
     if path.suffix == ".npz":
-        reason = f"{option}: has no images, of which cmmd needs embeddings"
-        return Reference(_moments(path), reasons={"cmmd_clip": reason})
+        return Reference(_moments(path))
     real = read_sets(path)
     if len(real) != 1:
-        raise UserError(f"{option}: images of {len(real)} methods; give one set")
+        raise UserError(f"{_OPTION}={path}: images of {len(real)} methods; give one set")
     collected = collect(
         real,
         wanted,
@@ -213,6 +213,19 @@ def _reference(
             reasons[name] = str(error)
     moments = gaussian(found["inception"]) if "inception" in found else None
     return Reference(moments, found.get("cmmd_clip"), reasons)
+
+
+def _without_reference(config: MetricsConfig) -> dict[str, str]:
+    """The features that are only compared and have nothing to be compared with, and why."""
+    option = f"{_OPTION}={config.reference or 'null'}"
+    if config.reference is None:
+        return {
+            "inception": f"{option}: give real images, or their mu and sigma",
+            "cmmd_clip": f"{option}: give real images",
+        }
+    if Path(config.reference).suffix == ".npz":
+        return {"cmmd_clip": f"{option}: has no images, of which cmmd needs embeddings"}
+    return {}
 
 
 def _moments(path: Path) -> Gaussian:

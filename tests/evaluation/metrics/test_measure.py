@@ -217,11 +217,21 @@ def test_a_model_that_cannot_be_loaded_takes_no_other_metric_with_it(
         pick_score=PickScoreConfig(str(tmp_path / "nowhere"), str(tmp_path / "nowhere")),
     )
     names = ("hps_v2", "pick_score", "cmmd")
-    config = MetricsConfig(names, cmmd=ClipConfig(str(tmp_path / "none"), pretrained="openai"))
+    real = write_table(tmp_path / "real.parquet", {"real": scenes(2, 1)})
+    config = MetricsConfig(names, str(real), cmmd=ClipConfig(str(tmp_path / "none"), pretrained="openai"))
     results = measure(sets[:1], config, tmp_path / "out", scorers=scorers)["sharp"]
     assert number(results["hps_v2"]).images == 18
     assert reason(results["pick_score"]).startswith("evaluation.scorers.pick_score.model=")
     assert reason(results["cmmd"]).startswith("evaluation.metrics.cmmd.clip.model=")
+
+
+def test_no_model_is_fetched_for_what_has_nothing_to_be_compared_with(
+    sets: list[ImageSet], tmp_path: Path
+) -> None:
+    config = MetricsConfig(("cmmd", "fid"), cmmd=ClipConfig("gone", pretrained=None), inception="gone.pth")
+    results = measure(sets[:1], config, tmp_path / "out")["sharp"]
+    assert reason(results["cmmd"]) == "evaluation.metrics.reference=null: give real images"
+    assert reason(results["fid"]).startswith("evaluation.metrics.reference=null: give real images")
 
 
 def test_pictures_of_another_world_have_no_verifier(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ Always true here: the same images in the same places in every grid of a run; a f
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 
 from actors.files import written_aside
@@ -36,7 +38,7 @@ def write_grid(path: Path, title: str, episodes: Sequence[HeldOutEpisode]) -> No
     size = (_MARGIN + columns * cell[0], 2 * _MARGIN + _LINE + rows * cell[1])
     grid = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(grid)
-    draw.text((_MARGIN, _MARGIN // 2), title, fill=_INK, font=_font(13))
+    draw.text((_MARGIN, _MARGIN // 2), title, fill=_INK, font=_font(12))
     for index, episode in enumerate(shown):
         row, column = divmod(index, columns)
         corner = (_MARGIN + column * cell[0], 2 * _MARGIN + _LINE + row * cell[1])
@@ -65,8 +67,10 @@ def _draw_cell(
     left, top = corner[0], corner[1] + _SIDE + 4
     lines = [(line, _INK) for line in prompt] + [(line, _GREY) for line in (cost, *decided)]
     for number, (line, colour) in enumerate(lines):
-        draw.text((left, top + number * _LINE), line, fill=colour, font=_font(11))
+        draw.text((left, top + number * _LINE), line, fill=colour, font=_font(10))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings: Pillow's own font has a box for "é", and for "×"."""
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from actors.contracts import EpisodeRequest
 from actors.held_out import HeldOutEpisode
 from learner.curves import METRICS, PICTURES_TAG, TensorBoardCurves
-from learner.pictures import decisions_line, write_grid
+from learner.pictures import _font, decisions_line, write_grid
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -101,6 +101,19 @@ def test_a_grid_shows_every_image_in_its_place(tmp_path: Path) -> None:
     (picture,) = [value.image for event in records(tmp_path / "tensorboard") for value in event.summary.value]
     assert picture.encoded_image_string == path.read_bytes()
     assert (picture.width, picture.height) == (grid.shape[1], grid.shape[0])
+
+
+def test_a_grid_has_letters_for_what_it_writes() -> None:
+    """A font shows the same box for all that it lacks."""
+
+    def drawn(letter: str) -> bytes:
+        return bytes(_font(20).getmask(letter))
+
+    for letter in (
+        decisions_line(["continue"] * 3)
+        + "caf\u00e9 \u2013 \u017c\u00f3\u0142w \u043a\u043e\u0442 \u03b1\u00b7\u2026"
+    ):
+        assert drawn(letter) != drawn("\uffff"), letter
 
 
 def test_decisions_are_counted_where_they_repeat() -> None:

@@ -1,7 +1,8 @@
 """The env runners of a run as a pool of workers: work spread over those that live, and waiting for them.
 
 Always true here: every request is done once, whichever env runner did it; what a dying one leaves undone is
-done by those that live; with no env runner left the wait ends, by one coming back or by a TrainingFailure.
+done by those that live; with no env runner left the wait ends, by one coming back or by a TrainingFailure; a
+death is said, also where the algorithm waits for no one.
 """
 
 from __future__ import annotations
@@ -45,6 +46,20 @@ class EnvRunners:
         self._count = count
         self._patience_s = patience_s
         self._events = events
+        self._died = 0
+
+    def say_losses(self) -> None:
+        """An event where env runners have died since the last time; an algorithm may go on without a word."""
+        gone = self._count - self._group.num_healthy_remote_env_runners()
+        died = self._group.num_remote_worker_restarts() + gone
+        if died > self._died and gone < self._count:  # of all of them `wait` speaks
+            self._events.record(
+                "env_runners",
+                f"{died - self._died} of {self._count} env runners died with what they were gathering; "
+                "they are started again",
+                {"alive": self._count - gone},
+            )
+        self._died = max(self._died, died)
 
     def wait(self) -> None:
         """Wait until one env runner lives; RLlib goes on without any, at once and with empty results."""

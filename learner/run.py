@@ -248,6 +248,7 @@ class Run:
         spent = time.monotonic() - started
         self.iteration += 1
         self.events.iteration = self.iteration
+        self._runners.say_losses()
         self.seconds += spent
         row = iteration_row(results, iteration=self.iteration, seconds=spent)
         check_skipped(row, self.config.algorithm.max_skipped_updates)

@@ -15,6 +15,7 @@ from actors.policy import load_policy
 from learner import checkpoints
 from learner.algorithm_settings import AlgorithmSettings
 from learner.config import CheckpointConfig, PPOSettings, RunConfig
+from learner.events import read_events
 from learner.json_lines import read_rows
 from learner.ppo import entropy_schedule
 from learner.progress import iteration_row
@@ -133,6 +134,9 @@ def test_an_asynchronous_run_survives_the_loss_of_an_env_runner(tmp_path: Path) 
     assert killed
     assert (result.ended, result.iterations) == ("finished", 8)
     assert all(row["episodes"] >= 16 for row in read_rows(result.run_dir / "progress.jsonl"))
+    (event,) = read_events(result.run_dir)
+    assert event.kind == "env_runners"
+    assert event.sentence.startswith("1 of 2 env runners died"), "no episode is missing that would say it"
 
 
 def _env_runner_pid() -> int:

@@ -28,6 +28,10 @@ class FakeGroup:
 
     def __init__(self, alive: list[int], dying: list[int], restorable: bool = True) -> None:
         self.alive, self.dying, self.restorable = alive, dying, restorable
+        self.restarts = 0
+
+    def num_remote_worker_restarts(self) -> int:
+        return self.restarts
 
     def num_healthy_remote_env_runners(self) -> int:
         return len(self.alive)
@@ -43,6 +47,7 @@ class FakeGroup:
 
     def restore(self, _: Any) -> None:
         if self.restorable:
+            self.restarts += len(self.dying)
             self.alive = list(self.dying)
             self.dying = []
 
@@ -75,6 +80,29 @@ def test_all_gone_and_back_is_said(tmp_path: Path) -> None:
         "all 2 env runners are gone; they are started again",
         "2 of 2 env runners are back",
     ]
+
+
+def test_a_death_is_said_once_whether_or_not_it_is_back_already(tmp_path: Path) -> None:
+    group = FakeGroup([1, 2], [])
+    told = runners(group, tmp_path)
+
+    def said() -> list[tuple[str, float]]:
+        told.say_losses()
+        return [
+            (event.sentence.split(" with ")[0], event.numbers["alive"]) for event in read_events(tmp_path)
+        ]
+
+    assert said() == []
+    group.alive = [1]
+    assert said() == [("1 of 2 env runners died", 1)]
+    group.alive, group.restarts = [1, 2], 1
+    assert len(said()) == 1, "it is back, and was told of"
+    group.restarts = 2
+    assert said()[1:] == [("1 of 2 env runners died", 2)], "it died and came back in between"
+    group.alive = []
+    assert len(said()) == 2, "of all of them the wait speaks"
+    group.alive, group.restarts = [1, 2], 4
+    assert len(said()) == 2
 
 
 def test_all_gone_for_good_is_a_failure_after_the_patience(tmp_path: Path) -> None:

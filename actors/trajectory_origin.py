@@ -3,7 +3,8 @@
 Always true here: the file is whole or not there; it holds all that somebody needs who learns from the
 episodes without the run that made them: the policy's metadata, the run's configuration, and the input
 normalisation of policy and critic. Trajectories of several folders are learnt from together only where they
-are of one world: the same backbone, decision process, observation and discount.
+are of one world: the same backbone, decision process, observation and discount, and where returns are
+compared, the same reward.
 """
 
 from __future__ import annotations
@@ -76,12 +77,15 @@ def read_origin(folder: Path) -> Origin:
     return origin
 
 
-def common_origin(folders: Sequence[Path]) -> Origin:
-    """The origin of several folders together: the first one's. UserError where they are of two worlds."""
+def common_origin(folders: Sequence[Path], *, same_reward: bool) -> Origin:
+    """The origin of several folders together: the first one's. UserError where they are of two worlds.
+
+    same_reward: whether one folder's returns will be compared with another's.
+    """
     origins = [read_origin(folder) for folder in folders]
-    expected = _world(origins[0])
+    expected = _world(origins[0], same_reward)
     for folder, origin in zip(folders, origins, strict=True):
-        for name, value in _world(origin).items():
+        for name, value in _world(origin, same_reward).items():
             if value != expected.get(name):
                 raise UserError(
                     f"trajectories={folder}: {name} is {value!r}, that of {folders[0]} is"
@@ -90,9 +94,11 @@ def common_origin(folders: Sequence[Path]) -> Origin:
     return origins[0]
 
 
-def _world(origin: Origin) -> dict[str, Any]:
+def _world(origin: Origin, with_reward: bool) -> dict[str, Any]:
     """What has to agree, by the option's full name."""
     flat = {"backbone": origin.metadata["backbone"], "reward.gamma_d": origin.gamma}
+    if with_reward:
+        flat |= {f"reward.{name}": value for name, value in origin.config["reward"].items()}
     for section in ("engine", "observation", "sizes"):
         flat |= {f"{section}.{name}": value for name, value in origin.metadata[section].items()}
     return flat

@@ -63,7 +63,7 @@ def train_offline(config: OfflineConfig, report: Report | None = None) -> Offlin
     if (run_dir / "progress.jsonl").exists():
         raise UserError(f"name={config.name}: {run_dir} holds a run already; give another name")
     folders = config.folders
-    origin = common_origin(folders)
+    origin = common_origin(folders, same_reward=config.algorithm != "bc")
     found = survey(folders, config.held_out, origin.gamma)
     existed = run_dir.exists()
     _prepare(config, origin)
@@ -111,7 +111,11 @@ def _learn(
     kept: dict[str, Any] = {}
     with contextlib.closing(_updates(config, origin, found)) as updates:  # type: ignore[type-var]
         for iteration, (numbers, network) in enumerate(updates, start=1):
-            if found.held_out is not None:
+            if found.held_out is not None and config.algorithm == "dpo":
+                # When to stop is what preferences change: what was done tells nothing of it.
+                stop_action = origin.actions.index("stop")
+                numbers = numbers | found.held_out.measure_others(network, observer, stop_action)
+            elif found.held_out is not None:
                 numbers = numbers | found.held_out.measure(network, observer)
             check_finite(numbers, network.state_dict(), iteration)
             row: dict[str, Any] = {"iteration": iteration, "seconds": time.monotonic() - started, **numbers}

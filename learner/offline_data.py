@@ -22,7 +22,7 @@ from actors.errors import UserError
 from actors.observations import Observer
 from actors.policy import PolicyNetwork, ValueNetwork
 
-#: Of the held-out decisions so many are measured on.
+#: Of the held-out decisions so many are measured on, evenly spaced: a run's first ones are its worst.
 _MEASURED = 20_000
 _COLUMNS = ("prompt", "obs", "actions", "rewards", "terminateds")
 
@@ -46,6 +46,20 @@ class Decisions:
         log_probs_NA, nll_N = self._log_probs(network, observer)
         accuracy = float((log_probs_NA.argmax(dim=1) == torch.from_numpy(self.actions_N)).float().mean())
         return {"held_out_nll": float(nll_N.mean()), "held_out_accuracy": accuracy}
+
+    @torch.inference_mode()
+    def measure_others(self, network: PolicyNetwork, observer: Observer, action: int) -> dict[str, float]:
+        """The same of the decisions that were another action, given that they were; nothing if none was."""
+        actions_N = torch.from_numpy(self.actions_N)
+        other_N = actions_N != action
+        if not other_N.any():
+            return {}
+        logits_NA, _ = self._log_probs(network, observer)
+        logits_NA = logits_NA[other_N].index_fill(1, torch.tensor(action), -torch.inf)
+        done_N1 = actions_N[other_N, None]
+        nll_N1 = -logits_NA.log_softmax(dim=1).gather(1, done_N1)
+        accuracy = float((logits_NA.argmax(dim=1, keepdim=True) == done_N1).float().mean())
+        return {"held_out_others_nll": float(nll_N1.mean()), "held_out_others_accuracy": accuracy}
 
     @torch.inference_mode()
     def weighted_nll(
@@ -80,12 +94,13 @@ class Survey:
 
 
 def survey(folders: Sequence[Path], share: float, gamma: float) -> Survey:
-    """Read everything once; gamma discounts the held-out returns.
+    """Read everything; gamma discounts the held-out returns.
 
     Raises what `trajectory_store.files` raises, and UserError if nothing is left to learn from.
     """
     files: list[str] = []
-    episodes = held_out_episodes = decisions = kept = 0
+    episodes = held_out_episodes = decisions = seen = 0
+    every = _spacing(folders, share)
     returns = 0.0
     observations: list[NDArray[np.float32]] = []
     actions: list[NDArray[np.int64]] = []
@@ -99,21 +114,34 @@ def survey(folders: Sequence[Path], share: float, gamma: float) -> Survey:
             held_out_episodes += int((ends_N & out_N).sum())
             decisions += int((~out_N).sum())
             returns += float(rows["rewards"].to_numpy()[~out_N].sum(dtype=np.float64))
-            if out_N.any() and kept < _MEASURED:
-                measured = rows.filter(pyarrow.array(out_N))
-                observations.append(trajectory_store.vectors(measured, "obs"))
-                actions.append(measured["actions"].to_numpy().astype(np.int64))
-                returns_to_go_N.append(returns_to_go(measured, gamma))
-                kept += measured.num_rows
+            measured = rows.filter(pyarrow.array(out_N))
+            chosen = evenly(seen, measured.num_rows, every)
+            seen += measured.num_rows
+            if len(chosen):
+                observations.append(trajectory_store.vectors(measured, "obs")[chosen])
+                actions.append(measured["actions"].to_numpy().astype(np.int64)[chosen])
+                returns_to_go_N.append(returns_to_go(measured, gamma)[chosen])
         if episodes > before:
             files.append(str(file))
     if not episodes:
         raise UserError(f"held_out={share}: every prompt is held out, nothing is left to learn from; give 0")
     held_out = None
-    if kept:
+    if actions:
         parts = (observations, actions, returns_to_go_N)
         held_out = Decisions(*(np.concatenate(part) for part in parts))  # type: ignore[arg-type]
     return Survey(tuple(files), episodes, held_out_episodes, decisions, returns / episodes, held_out)
+
+
+def evenly(before: int, count: int, every: int) -> NDArray[np.int64]:
+    """Which of `count` rows, that come after `before` others, are taken of every so many."""
+    return np.arange(-before % every, count, every)
+
+
+def _spacing(folders: Sequence[Path], share: float) -> int:
+    """Of how many held-out decisions one is measured on."""
+    rows = trajectory_store.stream(folders, ("prompt",))
+    total = sum(int(_held_out_rows(each, share).sum()) for each in rows)
+    return max(-(-total // _MEASURED), 1)
 
 
 def returns_to_go(rows: pyarrow.Table, gamma: float) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ from actors.observations import Observer
 from actors.policy import PolicyNetwork
 from actors.trajectory_origin import Origin
 from learner.offline_config import OfflineConfig
-from learner.offline_data import learnt_rows
+from learner.offline_data import evenly, learnt_rows
 from learner.preferences import find_pairs, read_choices, read_pairs, write_pairs
 
 PAIRS_FILE = "pairs.parquet"
@@ -207,7 +207,7 @@ def load_behaviour(config: OfflineConfig, observer: Observer) -> Behaviour:
     observations, logits = [], []
     for stored in trajectory_store.stream(config.folders, ("prompt", "obs", "action_dist_inputs")):
         rows = learnt_rows(stored, config.held_out)
-        chosen = np.arange(-first % every, rows.num_rows, every)
+        chosen = evenly(first, rows.num_rows, every)
         first += rows.num_rows
         if len(chosen):
             observations.append(trajectory_store.vectors(rows, "obs")[chosen])

@@ -120,12 +120,21 @@ def test_what_an_interrupted_run_does_again_is_dropped(stored: tuple[list[Trajec
 
 def test_folders_of_two_worlds_are_not_mixed(tmp_path: Path) -> None:
     one, other = (store(gather(aimless, tmp_path, 8, seed=1), tmp_path / name) for name in ("one", "other"))
-    assert common_origin([one, other]) == read_origin(one)
+    assert common_origin([one, other], same_reward=True) == read_origin(one)
     content = json.loads((other / ORIGIN_FILE).read_text())
+    content["config"]["reward"]["c_nfe"] = 0.5
+    (other / ORIGIN_FILE).write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"other: reward.c_nfe is 0.5, that of .*one is 0.02; learn from them"
+    ):
+        common_origin([one, other], same_reward=True)
+    assert common_origin([one, other], same_reward=False) == read_origin(one), (
+        "to imitate, nothing is compared"
+    )
     content["metadata"]["engine"]["num_steps"] = 7
     (other / ORIGIN_FILE).write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"other: engine.num_steps is 7, that of .*one is 5"):
-        common_origin([one, other])
+        common_origin([one, other], same_reward=False)
     content["mean"] = content["mean"][1:]
     (other / ORIGIN_FILE).write_text(json.dumps(content))
     with pytest.raises(UserError, match="damaged"):

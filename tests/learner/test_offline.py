@@ -116,6 +116,28 @@ def test_held_out_prompts_are_counted_apart_and_several_folders_together(tmp_pat
     assert np.array_equal(found.held_out.observations_ND[0], measured[0].observations[0])
 
 
+def test_held_out_decisions_are_of_the_whole_time_and_not_of_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [
+        store(gather(policy, tmp_path, 96, seed=seed), tmp_path / name)
+        for name, policy, seed in (("early", aimless, 1), ("late", scripted, 2))
+    ]
+    whole = survey(folders, 0.3, 1.0).held_out
+    late = survey(folders[1:], 0.3, 1.0).held_out
+    assert whole is not None
+    assert late is not None
+    monkeypatch.setattr("learner.offline_data._MEASURED", 30)
+    some = survey(folders, 0.3, 1.0).held_out
+    assert some is not None
+    every = -(-len(whole.actions_N) // 30)
+    assert every > 1
+    np.testing.assert_array_equal(some.observations_ND, whole.observations_ND[::every])
+    np.testing.assert_array_equal(some.actions_N, whole.actions_N[::every])
+    np.testing.assert_array_equal(some.returns_N, whole.returns_N[::every])
+    assert any((row == late.observations_ND).all(axis=1).any() for row in some.observations_ND)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

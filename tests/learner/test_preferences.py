@@ -15,6 +15,7 @@ import torch
 from actors.errors import UserError
 from actors.policy import PolicyNetwork, load_policy
 from learner.config import RegistryConfig
+from learner.json_lines import read_rows
 from learner.offline import train_offline
 from learner.offline_config import DPOSettings, OfflineConfig
 from learner.offline_data import returns_to_go
@@ -156,6 +157,21 @@ def test_the_classifier_stops_good_images_and_goes_on_with_bad_ones(tmp_path: Pa
     learnt = mean_return(gather(by_network(network), tmp_path, 256, seed=3))
     best = mean_return(gather(scripted, tmp_path, 256, seed=3))
     assert learnt > mean_return(unseen) + 0.25 * (best - mean_return(unseen))
+
+
+def test_what_going_on_means_stays_and_is_measured_apart_from_when_to_stop(tmp_path: Path) -> None:
+    """Against a coin toss a sure answer is unlikely half of the time; the other actions are not in it."""
+    folder = store(gather(tossing, tmp_path, 512, seed=1, seeds=12), tmp_path / "stored")
+    config = replace(SHORT, runs_dir=str(tmp_path), trajectories=str(folder), held_out=0.3, iterations=10)
+    result = train_offline(config)
+    rows = read_rows(result.run_dir / "progress.jsonl")
+    assert not any("held_out_nll" in row for row in rows)
+    cloned = rows[2][
+        "held_out_others_nll"
+    ]  # after the warm-up; in nats, most of it the behaviour's own chance
+    assert rows[-1]["held_out_dpo_loss"] < 0.5 * rows[2]["held_out_dpo_loss"], "preferences count"
+    assert rows[-1]["held_out_others_nll"] == pytest.approx(cloned, abs=0.1)
+    assert rows[-1]["held_out_others_accuracy"] > 0.9
 
 
 def test_without_a_pair_nothing_is_learnt_and_it_is_said(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def _json_lines(path: Path, option: str, columns: Columns) -> Iterator[Prompt]:
         for where, line in _lines(path, option):
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not JSON ({error}); accepted: objects with `prompt`") from error
             if not isinstance(entry, dict):
                 raise UserError(f"{where}: not an object; accepted: objects with `prompt`")
@@ -122,7 +122,7 @@ def _coco(path: Path, option: str, columns: Columns) -> Iterator[Prompt]:
     """One caption an image, the one of the lowest annotation id, by image id."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{option}: not JSON ({error}); accepted: {_COCO}") from error
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):

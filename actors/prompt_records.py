@@ -71,6 +71,10 @@ def checked(where: str, prompt: Prompt) -> Prompt:
     """The prompt, if it is text of a size that makes sense. Raises UserError."""
     if "\0" in prompt.text:
         raise UserError(f"{where}: not text (a zero byte); accepted: UTF-8 text")
+    try:
+        "".join(text for text in (prompt.text, prompt.tier, prompt.category) if text).encode()
+    except UnicodeEncodeError as error:  # JSON can write what no file and no tokenizer takes
+        raise UserError(f"{where}: not text (half of a surrogate pair); accepted: UTF-8 text") from error
     if (words := len(prompt.text.split())) > MAX_WORDS:
         raise UserError(f"{where}: {words} words; accepted: at most {MAX_WORDS}")
     return prompt

@@ -63,6 +63,10 @@ def test_without_a_limit_tiers_are_equally_many() -> None:
         ("other.jsonl", b'{"text": "owl"}\n', "line 1: no prompt column `prompt`; accepted: one of text"),
         ("number.jsonl", b'{"prompt": 4}\n', "line 1: no `prompt`"),
         ("blank.jsonl", b'{"prompt": "  "}\n', "line 1: no `prompt`; accepted: a text `prompt`"),
+        ("half.jsonl", b'{"prompt": "an \\ud83e owl"}\n', "line 1: not text (half of a surrogate pair)"),
+        ("tier.jsonl", b'{"prompt": "owl", "tier": "\\ud83e"}\n', "line 1: not text (half of a surrogate"),
+        ("deep.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("deep.json", b"[" * 100_000, "not JSON"),
         ("empty.tsv", b"", "no prompt column `prompt`; accepted: one of none"),
         ("header.tsv", b"Prompt\tNote\n", "holds no prompt"),
         (

@@ -24,7 +24,7 @@ from actors.files import written_aside
 
 _STATE = "run.json"
 _RANDOM = "random.pt"
-_POLICY = "policy"
+POLICY = "policy"
 _ASIDE = re.compile(r"\..+\.(\d+|part)")
 
 
@@ -59,7 +59,7 @@ def save(algorithm: Any, folder: Path, state: RunState, policy_dir: Path, *, kee
         torch.save(_random_state(), random_state)  # to a file, it would hide what ails the disk
         (aside / _RANDOM).write_bytes(random_state.getvalue())
         if policy_dir.exists():
-            shutil.copytree(policy_dir, aside / _POLICY)
+            shutil.copytree(policy_dir, aside / POLICY)
         (aside / _STATE).write_text(json.dumps(asdict(state), indent=1))
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -105,7 +105,7 @@ def restore(algorithm: Any, checkpoint: Path, policy_dir: Path) -> None:
         algorithm.restore_from_path(str((checkpoint / "rllib").absolute()))
         saved = torch.load(checkpoint / _RANDOM, weights_only=True)
         _set_random_state(saved)
-        for file in sorted((checkpoint / _POLICY).glob("*")):
+        for file in sorted((checkpoint / POLICY).glob("*")):
             with written_aside(policy_dir / file.name) as aside:
                 shutil.copyfile(file, aside)
     except Exception as error:  # RLlib raises whatever its pickles raise

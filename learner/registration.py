@@ -50,6 +50,15 @@ def read_result(run_dir: Path) -> Result:
         raise UserError(f"run {run_dir}: has not ended; addiffusion train --resume {run_dir.name}") from error
 
 
+def known_version(run_dir: Path, iterations: int) -> str | None:
+    """The version of a run that had ended after so many iterations before; None if it is not registered."""
+    try:
+        earlier = read_result(run_dir)
+    except UserError:
+        return None
+    return earlier.model_version if earlier.iterations == iterations else None
+
+
 def register_run(run_dir: Path) -> str:
     """Send what MLflow lacks of a run's curves, then register its policy; gives the version.
 

@@ -23,7 +23,7 @@ from actors.held_out import HeldOutEpisode
 from actors.ledger import Target
 from actors.orders import Orders, RunnerSettings
 from actors.policy import PolicyNetwork, save_policy
-from actors.policy_folder import pack_region_head
+from actors.policy_folder import pack_region_head, read_trained_policy
 from actors.references import Reference
 from actors.trajectory_origin import Origin
 from actors.trajectory_store import discard_from
@@ -135,7 +135,9 @@ class Run:
         self._save_checkpoint()
 
     def resume(self, checkpoint: Path, state: checkpoints.RunState) -> None:
-        """Go on where a checkpoint was written."""
+        """Go on where a checkpoint was written. UserError for one of another backbone, or a damaged one."""
+        if (checkpoint / checkpoints.POLICY).exists():
+            read_trained_policy(checkpoint / checkpoints.POLICY).check_backbone(self.described.identity)
         checkpoints.restore(self.algorithm, checkpoint, self.policy_dir)
         self.iteration = self.events.iteration = state.iteration
         self.seconds = state.seconds
@@ -325,12 +327,16 @@ class Run:
             ) from error
 
     def register(self, ended: str, seconds: float) -> str | None:
-        """Leave result.json, and a new version in the registry if there is one and it answers."""
-        result = registration.Result(ended, self.iteration, seconds)
+        """Leave result.json, and a new version in the registry if there is one and it answers.
+
+        A run that had ended, and was only asked to go on, keeps the version that it has.
+        """
+        known = registration.known_version(self.run_dir, self.iteration)
+        result = registration.Result(ended, self.iteration, seconds, known)
         self._write("result.json", lambda: result.write(self.run_dir))
         settings = self.config.registry
-        if not settings.enabled or not self.policy_dir.exists():
-            return None
+        if known is not None or not settings.enabled or not self.policy_dir.exists():
+            return known
         self.report({"phase": "registering"})
         self._log.close()
         return registration.register_patiently(self.run_dir, settings.patience_s, self.events)

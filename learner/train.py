@@ -8,10 +8,11 @@ compute it had; nothing is started before the config has been found possible.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,16 @@ from learner import checkpoints, session
 from learner.config import RunConfig
 from learner.guards import StopRequest, TrainingFailure
 from learner.held_out import split_prompts
+from learner.mlflow_run import read_config
 from learner.run import Progress, Run
+
+#: Options that a resumed run keeps, by section; all of a section where none is named.
+_KEPT: dict[str, tuple[str, ...]] = {
+    "engine": (),
+    "observation": (),
+    "algorithm": ("name",),
+    "ppo": ("hidden",),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,10 @@ def train(
     if resume is None and (run_dir / "progress.jsonl").exists():
         raise UserError(f"name={config.name}: {run_dir} holds a run already; resume it or give another name")
     requests = training_requests(config)
-    write_config(run_dir, config)
+    if resume is None:
+        write_config(run_dir, config)
+    else:
+        check_kept(config, read_config(run_dir))
     checkpoints.clear_unfinished(run_dir)
     report = progress or (lambda row: None)
     report({"phase": "starting"})
@@ -79,6 +92,7 @@ def train(
         try:
             if checkpoint is not None and state is not None:
                 run.resume(checkpoint, state)
+                write_config(run_dir, config)  # now that these options have been found to fit
             else:
                 run.calibrate()
             ended = run.iterate(stop)
@@ -87,6 +101,22 @@ def train(
             run.events.record(failure.kind, str(failure), stops=True)
             raise
     return TrainResult(run_dir, run.policy_dir, version, run.iteration, time.monotonic() - started, ended)
+
+
+def check_kept(config: RunConfig, stored: Mapping[str, Any]) -> None:
+    """Raise UserError where a run that goes on is given an option that its checkpoints do not fit.
+
+    That is what its networks are made for, and what its references, scales and episodes come from.
+    """
+    now = config.as_dict()
+    for section, names in _KEPT.items():
+        before = stored.get(section, {})
+        for name in names or tuple(now[section]):
+            if name in before and now[section][name] != before[name]:
+                raise UserError(
+                    f"{section}.{name}={now[section][name]}: a run that goes on keeps what it began with, "
+                    f"{before[name]}; give it to a new run"
+                )
 
 
 def training_requests(config: RunConfig) -> tuple[EpisodeRequest, ...]:

@@ -23,14 +23,15 @@ from actors.policy import load_policy
 from actors.trajectory_origin import read_origin
 from learner import checkpoints, session
 from learner.calibration import calibrate, local_references
-from learner.config import CheckpointConfig, PPOSettings, RunConfig
+from learner.config import CheckpointConfig, PPOSettings, RegistryConfig, RunConfig
 from learner.curriculum import CurriculumConfig, Phase
 from learner.guards import TrainingFailure
 from learner.json_lines import read_rows
 from learner.ppo import learning_rate
+from learner.registration import read_result
 from learner.resources import ResourcesConfig
 from learner.run import Run
-from learner.train import train, training_requests
+from learner.train import TrainResult, train, training_requests
 from tests.learner.toy import Saboteur, ToyBackbone, make_client, toy_config, toy_world
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -62,6 +63,12 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         "waiting_share",
     }
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def ended(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run of two iterations."""
+    return train(toy_config(tmp_path_factory.mktemp("ended")), world=toy_world)
 
 
 def test_the_step_size_falls_to_its_share_in_the_last_iteration(tmp_path: Path) -> None:
@@ -140,6 +147,58 @@ def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path: Path) -> 
     assert len({row["c_nfe"] for row in expected}) == 4
     assert without_times(read_rows(resumed.run_dir / "progress.jsonl")) == expected
     assert same(weights(straight.policy_dir), weights(resumed.policy_dir))
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [
+        ("ppo", "hidden", (8,)),
+        ("engine", "actions", ("continue", "stop")),
+        ("engine", "num_steps", 4),
+        ("observation", "policy", "timestep"),
+        ("algorithm", "name", "reinforce"),
+    ],
+)
+def test_what_a_run_is_made_for_cannot_be_changed_on_the_way(
+    ended: TrainResult, tmp_path: Path, section: str, option: str, value: object
+) -> None:
+    """And nothing is lost by trying: neither its checkpoint is blamed nor its configuration written over."""
+    config = replace(toy_config(ended.run_dir.parent), runs_dir=str(tmp_path))
+    other = replace(config, **{section: replace(getattr(config, section), **{option: value})})  # type: ignore[arg-type]
+    before = (ended.run_dir / "config.yaml").read_text()
+    with pytest.raises(UserError, match=rf"^{section}\.{option}=.*: a run that goes on keeps"):
+        train(other, resume=ended.run_dir, world=toy_world)
+    assert (ended.run_dir / "config.yaml").read_text() == before
+
+
+def test_a_run_does_not_go_on_with_another_backbone(ended: TrainResult) -> None:
+    class Other(ToyBackbone):
+        identity = "other"
+
+    @contextmanager
+    def other_world(config: RunConfig) -> Iterator[session.World]:
+        yield session.World(Other, make_client, "toy")
+
+    config = toy_config(ended.run_dir.parent)
+    before = (ended.run_dir / "config.yaml").read_text()
+    longer = replace(config, ppo=replace(config.ppo, iterations=3))
+    with pytest.raises(UserError, match="trained on backbone toy, this one is other"):
+        train(longer, resume=ended.run_dir, world=other_world)
+    assert (ended.run_dir / "config.yaml").read_text() == before
+    assert train(longer, resume=ended.run_dir, world=toy_world).iterations == 3
+    assert yaml.safe_load((ended.run_dir / "config.yaml").read_text())["ppo"]["iterations"] == 3
+
+
+def test_a_run_that_had_ended_is_registered_once_and_again_when_it_goes_on(tmp_path: Path) -> None:
+    """Whoever tries a job again does not know that only its evaluation had failed."""
+    config = toy_config(tmp_path, ppo=replace(toy_config(tmp_path).ppo, iterations=1))
+    config = replace(config, registry=RegistryConfig())
+    assert train(config, world=toy_world).model_version == "1"
+    again = train(config, resume=config.run_dir, world=toy_world)
+    assert (again.model_version, again.iterations) == ("1", 1)
+    assert read_result(config.run_dir).model_version == "1"
+    longer = replace(config, ppo=replace(config.ppo, iterations=2))
+    assert train(longer, resume=config.run_dir, world=toy_world).model_version == "2"
 
 
 def test_what_a_run_leaves_behind(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from actors.errors import UserError
-from learner.registry import CANDIDATE, WEIGHTS_TAG, check_there, quiet
+from learner.registry import CANDIDATE, PREFIX, WEIGHTS_TAG, check_there, quiet
 
 CHAMPION = "champion"
 HISTORY_TAG = "champions"
@@ -70,9 +70,16 @@ class Champions:
         self._client = MlflowClient(tracking_uri=uri)
 
     def models(self) -> list[str]:
-        """All registered models, by name."""
+        """All our registered models, by name; other people's on the same server are not among them."""
+        names: list[str] = []
+        page: str | None = None
         with self._speaking():
-            return sorted(model.name for model in self._client.search_registered_models())
+            while True:
+                found = self._client.search_registered_models(f"name LIKE '{PREFIX}%'", page_token=page)
+                names += [model.name for model in found]
+                page = found.token
+                if not page:
+                    return sorted(names)
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, the newest first."""

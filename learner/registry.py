@@ -41,6 +41,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "ray", "mlflow", "safetensors
 """Whose versions are kept with a model."""
 _NEEDED = ("mlflow", "numpy", "safetensors", "torch")
 """What loading a policy from MLflow takes, with this project's own code."""
+PREFIX = "addiffusion-"
+"""Of the names of our registered models; a server may hold other people's too."""
 _MODEL = "policy"
 _MODEL_CODE = Path(__file__).with_name("registered_model.py")
 """Stored as code: a model that is a pickle could run anything when it is loaded."""
@@ -54,7 +56,7 @@ def tracking_uri(runs_dir: Path) -> str:
 def model_name(backbone: str) -> str:
     """Registered model of a backbone: one name each, without what MLflow forbids in names."""
     plain = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in Path(backbone).name)
-    return f"addiffusion-{plain}"
+    return f"{PREFIX}{plain}"
 
 
 def filtered(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,8 +201,10 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
         raise UserError(
             f"policy={name_or_path}: not in the registry {mlflow.get_tracking_uri()} ({reason})"
         ) from error
-    (artifact,) = (local / "artifacts").iterdir()
-    return artifact
+    found = list((local / "artifacts").glob(f"*/{WEIGHTS_FILE}"))
+    if len(found) != 1:
+        raise UserError(f"policy={name_or_path}: holds no policy; give a model that addiffusion registered")
+    return found[0].parent
 
 
 def quiet() -> None:

@@ -125,6 +125,20 @@ def test_a_version_is_found_by_its_weights_and_knows_its_run(champions: Champion
     assert champions.by_weights(registry.weights_digest(tmp_path / "other")) is None
 
 
+def test_other_peoples_models_on_the_same_server_are_left_alone(champions: Champions, tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=champions.uri)
+    client.create_registered_model("theirs")
+    client.create_model_version("theirs", str(tmp_path / "theirs"))  # of no run
+    for number in range(110):  # more than MLflow gives at once
+        client.create_registered_model(f"{registry.PREFIX}{number:03d}")
+    assert len(champions.models()) == 111
+    assert NAME in champions.models()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "MLmodel").write_text("flavors: {}\n")
+    with pytest.raises(UserError, match="policy=theirs/1: holds no policy"):
+        registry.policy_folder("theirs/1", uri=champions.uri)
+
+
 def test_a_registry_that_is_not_there_is_one_line_and_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no registry"):
         Champions(registry.tracking_uri(tmp_path))

@@ -6,7 +6,9 @@ end and is obeyed after the iteration under way.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -172,8 +174,15 @@ class Guards:
             self._events.record("lost_episodes", sentence, {**numbers, "seconds": seconds})
 
 
+_STDERR = 2
+_ASKED = b"asked to end: what is under way is finished first; once more ends at once\n"
+
+
 class StopRequest:
-    """While open, SIGINT and SIGTERM set `signalled` instead of ending the process; a second one does."""
+    """While open, SIGINT and SIGTERM set `signalled` instead of ending the process; a second one does.
+
+    That they were heard is said at once: an iteration may take minutes.
+    """
 
     def __init__(self) -> None:
         self.signalled = False
@@ -195,3 +204,5 @@ class StopRequest:
         if self.signalled:
             raise KeyboardInterrupt
         self.signalled = True
+        with contextlib.suppress(OSError):  # not print, which may be what was interrupted
+            os.write(_STDERR, _ASKED)

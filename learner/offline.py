@@ -69,7 +69,7 @@ def train_offline(config: OfflineConfig, report: Report | None = None) -> Offlin
     _prepare(config, origin)
     torch.set_num_threads(config.torch_threads)
     try:
-        with StopRequest() as stop, _ray(config):
+        with _ray(config), StopRequest() as stop:  # in this order: Ray takes SIGTERM for itself
             ended, kept = _learn(config, origin, found, report or (lambda row: None), stop, started)
     except UserError:
         if not existed:

@@ -145,11 +145,12 @@ def test_return_up_and_held_out_quality_down_is_said_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_asks_and_a_second_one_insists(number: int) -> None:
+def test_a_signal_asks_and_a_second_one_insists(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
         os.kill(os.getpid(), number)
         assert stop.signalled
+        assert "once more ends at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before

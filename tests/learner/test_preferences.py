@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,6 +176,27 @@ def test_what_going_on_means_stays_and_is_measured_apart_from_when_to_stop(tmp_p
     assert rows[-1]["held_out_dpo_loss"] < 0.5 * rows[2]["held_out_dpo_loss"], "preferences count"
     assert rows[-1]["held_out_others_nll"] == pytest.approx(cloned, abs=0.1)
     assert rows[-1]["held_out_others_accuracy"] > 0.9
+
+
+def test_sigterm_is_heard_although_ray_takes_it_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    @contextmanager
+    def ray(config: OfflineConfig) -> Iterator[None]:
+        signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("Ray has ended the process"))
+        yield
+
+    monkeypatch.setattr("learner.offline._ray", ray)
+    folder = store(gather(tossing, tmp_path, 128, seed=1, seeds=4), tmp_path / "stored")
+    config = replace(SHORT, runs_dir=str(tmp_path), trajectories=str(folder))
+    try:
+        result = train_offline(config, lambda row: os.kill(os.getpid(), signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.ended == "interrupted"
+    assert load_policy(result.policy_dir)[1]["iteration"] == 1
 
 
 def test_without_a_pair_nothing_is_learnt_and_it_is_said(tmp_path: Path) -> None:

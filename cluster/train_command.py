@@ -122,6 +122,7 @@ def _new_run(overrides: Sequence[str]) -> Settings:
 def _train(settings: Settings, resume: Path | None) -> TrainResult:
     """Train with a live line. A new run that ends before its first policy leaves no folder behind."""
     from learner.progress import LiveLine, format_row
+    from learner.run_lock import RunIsBusyError
     from learner.train import train
 
     run_dir = resume or settings.run.run_dir
@@ -132,6 +133,8 @@ def _train(settings: Settings, resume: Path | None) -> TrainResult:
             return train(settings.run, resume=resume, progress=lambda row: typer.echo(format_row(row)))
         with LiveLine() as line:
             return train(settings.run, resume=resume, progress=line)
+    except RunIsBusyError:
+        raise
     except (UserError, OSError):
         if not existed and not (run_dir / "policy").exists():
             shutil.rmtree(run_dir, ignore_errors=True)

@@ -2,7 +2,8 @@
 
 Always true here: one seed gives one result, however the episodes were spread over runners, groups and
 slots; a resumed run goes on with the counters, the optimiser, the random numbers and the price of
-compute it had; nothing is started before the config has been found possible.
+compute it had; nothing is started before the config has been found possible; two processes never train one
+run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from learner.guards import StopRequest, TrainingFailure
 from learner.held_out import split_prompts
 from learner.mlflow_run import read_config
 from learner.run import Progress, Run
+from learner.run_lock import alone
 
 #: Options that a resumed run keeps, by section; all of a section where none is named.
 _KEPT: dict[str, tuple[str, ...]] = {
@@ -69,20 +71,24 @@ def train(
     started = time.monotonic()
     config.validate()
     run_dir = config.run_dir if resume is None else resume
-    checkpoint = None if resume is None else checkpoints.newest(run_dir)
-    state = None if checkpoint is None else checkpoints.read_state(checkpoint)
-    if resume is None and (run_dir / "progress.jsonl").exists():
-        raise UserError(f"name={config.name}: {run_dir} holds a run already; resume it or give another name")
-    requests = training_requests(config)
-    if resume is None:
-        write_config(run_dir, config)
-    else:
+    if resume is not None:
+        checkpoints.newest(run_dir)
         check_kept(config, read_config(run_dir))
-    checkpoints.clear_unfinished(run_dir)
+    requests = training_requests(config)
     report = progress or (lambda row: None)
-    report({"phase": "starting"})
-    torch.set_num_threads(config.resources.torch_threads)
     with ExitStack() as stack:
+        stack.enter_context(alone(run_dir))
+        checkpoint = None if resume is None else checkpoints.newest(run_dir)
+        state = None if checkpoint is None else checkpoints.read_state(checkpoint)
+        if resume is None:
+            if (run_dir / "progress.jsonl").exists():
+                raise UserError(
+                    f"name={config.name}: {run_dir} holds a run already; resume it or give another name"
+                )
+            write_config(run_dir, config)
+        checkpoints.clear_unfinished(run_dir)
+        report({"phase": "starting"})
+        torch.set_num_threads(config.resources.torch_threads)
         stack.enter_context(
             session.ray_session(config, lambda sentence: report({"phase": "waiting", "sentence": sentence}))
         )

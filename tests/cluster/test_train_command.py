@@ -9,6 +9,7 @@ import pytest
 from actors.errors import UserError
 from learner.config import RunConfig
 from learner.guards import TrainingFailure
+from learner.run_lock import RunIsBusyError
 from learner.train import TrainResult
 from tests.cluster.conftest import Say
 
@@ -80,6 +81,19 @@ def test_a_run_that_fails_before_its_first_policy_leaves_nothing(
     code, _, err = say("train", "name=mine")
     assert (code, err) == (2, "error: backbone='nothing': cannot be loaded; give shapes\n")
     assert [path.name for path in (folder / "runs").iterdir()] == left
+
+
+def test_what_another_process_has_begun_meanwhile_is_not_tidied_up(
+    say: Say, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(config: RunConfig, **_: object) -> NoReturn:
+        config.run_dir.mkdir(parents=True)  # the other one
+        raise RunIsBusyError("run runs/mine: another process is training it")
+
+    monkeypatch.setattr("learner.train.train", train)
+    code, _, err = say("train", "name=mine")
+    assert (code, err) == (2, "error: run runs/mine: another process is training it\n")
+    assert (folder / "runs" / "mine").is_dir()
 
 
 def test_a_training_that_cannot_go_on_says_why_in_one_line(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,7 +250,17 @@ def test_storing_episodes_changes_nothing_that_is_learnt(tmp_path: Path) -> None
 
 def test_a_run_is_not_written_over(tmp_path: Path) -> None:
     config = toy_config(tmp_path, ppo=replace(toy_config(tmp_path).ppo, iterations=1))
-    train(config, world=toy_world)
+    refused: list[str] = []
+
+    def again(row: dict[str, Any]) -> None:
+        for resume in (None, config.run_dir):
+            if row["phase"] == "training":
+                with pytest.raises(UserError) as error:
+                    train(config, resume=resume, world=toy_world)
+                refused.append(str(error.value))
+
+    train(config, progress=again, world=toy_world)
+    assert [sentence.partition("another process")[1] for sentence in refused] == ["another process"] * 2
     with pytest.raises(UserError, match=r"name=toy: .* holds a run already"):
         train(config, world=toy_world)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from actors.prompts import MAX_WORDS
 from cluster.serving.events import Refused
@@ -19,10 +19,18 @@ MAX_IMAGES = 10
 MAX_SEED = 2**63 - 1
 
 
-class GenerationRequest(BaseModel):
-    """Body of POST /v1/images/generations."""
+def _or_null(schema: dict[str, Any]) -> None:
+    """Every parameter but the prompt may be null, as OpenAI's clients send it for what is left out."""
+    for name, described in schema["properties"].items():
+        if name != "prompt" and {"type": "null"} not in described.get("anyOf", ()):
+            outside = {key: described.pop(key) for key in ("title", "default") if key in described}
+            schema["properties"][name] = {"anyOf": [described, {"type": "null"}], **outside}
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+class GenerationRequest(BaseModel):
+    """Body of POST /v1/images/generations. A parameter that is null is one that is left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_or_null)
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
     model: Annotated[str, Field(max_length=200)] | None = None
@@ -30,7 +38,16 @@ class GenerationRequest(BaseModel):
     size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")] = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     user: Annotated[str, Field(max_length=256)] | None = None
-    """Ignored."""
+    """Ignored, as the next one."""
+    safety_identifier: Annotated[str, Field(max_length=256)] | None = None
+    quality: Literal["auto", "standard"] = "auto"
+    """This and the next four take the values of OpenAI's that ask for what is done anyway."""
+    background: Literal["auto", "opaque"] = "auto"
+    moderation: Literal["auto", "low"] = "auto"
+    output_format: Literal["png"] = "png"
+    output_compression: Literal[100] = 100
+    partial_images: Annotated[int, Field(ge=0, le=3)] = 0
+    """At most so many: none is sent, as `previews` tell more."""
     stream: bool = False
     """Server-sent events: every decision as it is taken, then the image."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
@@ -41,6 +58,17 @@ class GenerationRequest(BaseModel):
     """The lowest mean quality that is acceptable, in the score that the policy was calibrated with."""
     previews: bool = False
     """With `stream`: a small image with each decision."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {
+            name: value
+            for name, value in body.items()
+            if value is not None or name == "prompt" or name not in cls.model_fields
+        }
 
     @field_validator("prompt")
     @classmethod

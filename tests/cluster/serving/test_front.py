@@ -11,6 +11,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.serving.api import GenerationRequest
 from cluster.serving.events import PaintRequest, Refused
 from cluster.serving.generation import LAST_TRY, Limits
 from cluster.serving.limits import AccessRules, digest_of
@@ -41,6 +42,30 @@ def test_the_answer_is_what_openai_clients_read_and_what_it_cost() -> None:
             assert (image["nfe"], image["looks"], image["attempts"], image["cost"]) == (5, 1, 1, 5.3)
             assert [decision["action"] for decision in image["decisions"]] == ["continue", "look", "stop"]
             assert image["decisions"][-1]["image_reward"] == 0.1235
+
+    at_desk(use)
+
+
+def test_what_openais_client_sends_for_nothing_in_particular_is_taken() -> None:
+    """An option that is None there is null here; others say by default what is done anyway."""
+    defaults: dict[str, object] = {
+        "quality": "auto",
+        "background": "auto",
+        "moderation": "low",
+        "output_format": "png",
+        "output_compression": 100,
+        "partial_images": 2,
+        "safety_identifier": "someone",
+    }
+
+    async def use(desk: Desk) -> None:
+        plain = (await desk.ask(seed=7)).json()["data"]
+        names = {*GenerationRequest.model_fields} - {"prompt", "seed"}
+        for body in (dict.fromkeys(names), defaults):
+            response = await desk.ask(seed=7, **body)
+            assert response.status_code == 200, response.text
+            assert response.json()["data"] == plain
+        assert (await desk.ask(prompt=None)).status_code == 400
 
     at_desk(use)
 

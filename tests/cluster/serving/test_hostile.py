@@ -46,14 +46,21 @@ def hostile_bodies() -> list[bytes]:
         {**prompt, name: value}
         for name in numbers
         for value in wrong
-        if not (value is None and name != "n") and not (value == 1 and value is not True)
+        if value is not None and not (value == 1 and value is not True)  # null is as good as left out
     ]
     bodies += [{"prompt": value} for value in wrong if value != "NaN"]
-    bodies += [{**prompt, "size": value} for value in [*wrong, *INJECTIONS, "0x0", "64", "64x64x64", "９x９"]]
-    bodies += [{**prompt, "response_format": value} for value in [*wrong, "url", "pickle"]]
+    not_null = [value for value in wrong if value is not None]
+    sizes = [*not_null, *INJECTIONS, "0x0", "64", "64x64x64", "９x９"]
+    bodies += [{**prompt, "size": value} for value in sizes]
+    bodies += [{**prompt, "response_format": value} for value in [*not_null, "url", "pickle"]]
     bodies += [
-        {**prompt, name: value} for name in ("stream", "previews") for value in wrong if value is not True
+        {**prompt, name: value} for name in ("stream", "previews") for value in not_null if value is not True
     ]
+    elsewhere = {"quality": "hd", "background": "transparent", "output_format": "webp", "style": "vivid"}
+    bodies += [{**prompt, name: value} for name, value in elsewhere.items()]
+    bodies += [{**prompt, name: value} for name in elsewhere for value in not_null]
+    bodies += [{**prompt, "partial_images": 4}, {**prompt, "output_compression": 50}]
+    bodies += [{**prompt, "nobody": None}]
     bodies += [{**prompt, "model": value} for value in wrong if value is not None]
     bodies += [{**prompt, "model": value} for value in INJECTIONS]
     users: list[object] = [1, [], {}, "u" * 300]

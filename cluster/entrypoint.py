@@ -19,7 +19,7 @@ from cluster.runs import CONFIG
 from cluster.storage import RUNS, TRACKING, appended, kept, last
 from tune_configs.loading import STUDIES, compose, compose_offline
 
-#: Commands that use Ray, and the option that says where it is.
+#: Commands that use Ray, and the override that says where it is; others have an option --address.
 _ADDRESS = {
     ("train",): "resources.address",
     ("tune",): "resources.address",
@@ -78,6 +78,8 @@ def entrypoint(
         address = _ADDRESS.get(parsed.path)
         if address is not None and last(parsed.overrides, address) is None:
             words = appended(words, f"{address}=auto")
+        if "address" in parsed.values and parsed.values["address"] is None:
+            words = appended(words, "--address", "auto")
     if parsed.path in _MAKE_RUNS and not goes_on:
         if TRACKING in variables and last(parsed.overrides, "registry.tracking_uri") is None:
             words = appended(words, f"registry.tracking_uri=${{oc.env:{TRACKING}}}")

@@ -42,6 +42,15 @@ def test_a_training_keeps_its_options_and_gets_a_place_that_stays_the_cluster_an
     assert not job.world  # SDXL and its reward models come from the hub
 
 
+@pytest.mark.parametrize(("given", "address"), [([], "auto"), (["--address", "other:6379"], "other:6379")])
+def test_an_endpoint_is_served_on_the_cluster_and_not_on_a_ray_within_it(
+    given: list[str], address: str
+) -> None:
+    job = made("serve", "mine", *given, storage=STORAGE)
+    assert parse(words(job.line)).values["address"] == address
+    assert "--address" not in words(made("rewards", "status").line)  # which looks for a cluster by itself
+
+
 def test_what_the_user_says_stays() -> None:
     job = made("train", "runs_dir=/data/runs", "name=mine", "resources.address=other:6379", storage=STORAGE)
     assert words(job.line) == ["train", "runs_dir=/data/runs", "name=mine", "resources.address=other:6379"]

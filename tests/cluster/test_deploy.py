@@ -81,6 +81,22 @@ def test_the_launchers_files_pass_rays_own_check(name: str) -> None:
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
 
 
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_containers_of_the_launcher_see_their_gpus(name: str) -> None:
+    """Ray itself adds `--runtime=nvidia` only, and the image's base says nothing of GPUs."""
+    options = read(f"{name}.yaml")["docker"]["run_options"]
+    assert "--env NVIDIA_VISIBLE_DEVICES=all" in options
+    assert "--env NVIDIA_DRIVER_CAPABILITIES=compute,utility" in options
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_commands_of_the_launcher_are_shell(name: str) -> None:
+    config = read(f"{name}.yaml")
+    for key, commands in config.items():
+        for command in commands if key.endswith("_commands") else ():
+            subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
 @pytest.mark.parametrize("name", ["aws", "gcp", "kuberay-cluster"])
 def test_what_resources_cluster_asks_for_finds_room(name: str) -> None:
     """Env runners and reward replicas of resources=cluster fit onto as many nodes as a file allows."""

@@ -316,6 +316,18 @@ def test_grafana_finds_prometheus_and_the_dashboards() -> None:
     assert list((DEPLOY / folder).glob("*.json"))
 
 
+def test_prometheus_scrapes_the_cluster_and_the_endpoint_where_serve_listens_by_itself() -> None:
+    from cluster.parsing import parse
+
+    jobs = {job["job_name"]: job for job in read("prometheus.yaml")["scrape_configs"]}
+    served = parse(["serve"]).values
+    targets = [target for each in jobs["addiffusion-serving"]["static_configs"] for target in each["targets"]]
+    assert targets == [f"{served['host']}:{served['port']}"]
+    (listed,) = jobs["ray"]["file_sd_configs"][0]["files"]
+    mounts = read("compose.yaml")["services"]["prometheus"]["volumes"]
+    assert any(listed.startswith(mount.split(":")[-2] + "/") for mount in mounts)
+
+
 # -- SLURM -------------------------------------------------------------------------------------------------
 
 

@@ -10,12 +10,13 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from actors.backbones.config import BackboneConfig
 from actors.errors import redacted
-from cluster import gpu_checks, ray_checks
+from cluster import gpu_checks, hub_checks, ray_checks
 from cluster.check import Check, guarded
 from cluster.runs import existing_parent
 from learner.config import RunConfig
@@ -46,7 +47,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     yield memory()
     yield disk("disk for runs", Path(run.runs_dir))
     yield disk("disk for Ray's files", Path(tempfile.gettempdir()))
-    yield guarded("backbone", lambda: backbone_files(run.backbone.name))
+    yield guarded("backbone", lambda: backbone_files(run.backbone))
     yield guarded("reward models", lambda: reward_files(run.backbone.scorers))
     if run.registry.enabled:
         yield guarded("MLflow registry", lambda: mlflow_store(run))
@@ -117,23 +118,22 @@ def disk(name: str, folder: Path) -> Check:
     return Check(name, writable and enough, found, hint if writable else "runs_dir=FOLDER chooses another")
 
 
-def backbone_files(name: str) -> Check:
-    """The backbone's pipeline: the embedded world's, a folder's, or one in the hub's cache."""
-    folder = Path(name)
-    if name == "shapes":
+def backbone_files(config: BackboneConfig) -> Check:
+    """The pipeline (the embedded world's, a folder's, or the hub's), and what is loaded into it."""
+    folder = Path(config.name)
+    if config.name == "shapes":
         from shapes import weights
 
         folder = Path(weights.PATH) / "pipeline"
-    elif not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = isinstance(try_to_load_from_cache(name, "model_index.json"), str)
-        where = f"{name}, {'in the cache' if cached else 'not in the cache'}"
-        return Check("backbone", cached, where, f"backbone.name=FOLDER, or download it: hf download {name}")
-    found = (folder / "model_index.json").is_file()
-    return Check(
-        "backbone", found, str(folder), "no model_index.json there; give a folder in diffusers' format"
-    )
+    parts = [name for name in (config.lora, config.tiny_decoder) if name and not Path(name).exists()]
+    sources: list[tuple[str, str | None]] = [(name, None) for name in parts]
+    if config.name == "shapes" or folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            hint = "no model_index.json there; give a folder in diffusers' format"
+            return Check("backbone", False, str(folder), hint)
+    else:
+        sources.insert(0, (config.name, "model_index.json"))
+    return _of_hub("backbone", str(config.name if sources else folder), sources)
 
 
 def reward_files(scorers: ScorersConfig | str | None) -> Check:
@@ -145,10 +145,17 @@ def reward_files(scorers: ScorersConfig | str | None) -> Check:
         lacking = missing_parts(folder)
         return Check("reward models", not lacking, str(folder), f"missing there: {', '.join(lacking)}")
     check_files(scorers, "backbone.scorers")
-    absent = [source for source in repositories(scorers) if not in_cache(*source)]
-    found = f"{len(scorers.sources())} sources, {len(absent)} not in the cache"
-    wanted = "; ".join(f"hf download {repository}" for repository in sorted({name for name, _ in absent}))
-    return Check("reward models", not absent, found, wanted)
+    return _of_hub("reward models", f"{len(scorers.sources())} sources", list(repositories(scorers)))
+
+
+def _of_hub(name: str, found: str, sources: Sequence[tuple[str, str | None]]) -> Check:
+    """Passes if all of it is in the hub's cache, or the hub would give it."""
+    absent = sorted({repository for repository, file in sources if not hub_checks.in_cache(repository, file)})
+    if not absent:
+        return Check(name, True, f"{found}, in the cache" if sources else found)
+    refused = hub_checks.refusal(absent)
+    where = "not in the cache" if refused else "which the hub will send"
+    return Check(name, not refused, f"{found}; {where}: {', '.join(absent)}", refused)
 
 
 def repositories(scorers: ScorersConfig) -> Iterator[tuple[str, str | None]]:
@@ -171,15 +178,6 @@ def repositories(scorers: ScorersConfig) -> Iterator[tuple[str, str | None]]:
             yield tagged.rstrip("/"), None
     if scorers.image_reward is not None:
         yield "bert-base-uncased", "vocab.txt"
-
-
-def in_cache(repository: str, file: str | None) -> bool:
-    """Whether the hub's cache holds a repository's file, or anything of it."""
-    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
-
-    if file is not None:
-        return isinstance(try_to_load_from_cache(repository, file), str)
-    return any(repository == cached.repo_id for cached in scan_cache_dir().repos)
 
 
 def mlflow_store(run: RunConfig) -> Check:

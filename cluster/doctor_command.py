@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cluster.check import Check, guarded
 from cluster.checks import checks
@@ -20,6 +20,9 @@ from tune_configs.loading import Settings, compose
 
 if TYPE_CHECKING:
     from evaluation.memory_audit import ProcessMemory
+
+_LOG_WIDTH = 160
+"""In a job's log, or a file, where nobody says how wide it is."""
 
 
 def examine(overrides: Sequence[str], *, gpu: str | None = None) -> int:
@@ -31,7 +34,8 @@ def examine(overrides: Sequence[str], *, gpu: str | None = None) -> int:
         card_bytes(gpu)
     settings = compose(overrides)
     rows, parts = memory(settings, gpu)
-    table = Table("", "what", "found", "hint", box=None)
+    whole = [Column(name, overflow="fold") for name in ("found", "hint")]  # else long words end in dots
+    table = Table("", "what", *whole, box=None)
     failed = 0
     for check in (*checks(settings), *rows):
         failed += not check.passed
@@ -39,6 +43,8 @@ def examine(overrides: Sequence[str], *, gpu: str | None = None) -> int:
         told = (check.name, check.found, "" if check.passed else check.hint)
         table.add_row(mark, *map(escape, told))  # brackets in what was found are no markup
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_LOG_WIDTH)
     console.print(table)
     if parts:
         console.print(parts_table(parts))

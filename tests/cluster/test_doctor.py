@@ -4,10 +4,12 @@ import importlib.metadata
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from cluster import checks
+from cluster import checks, hub_checks
 from cluster.check import Check, guarded
 from tests.cluster.conftest import Say
 from tune_configs.loading import compose
@@ -96,6 +98,15 @@ def test_brackets_in_what_was_found_are_shown_as_they_are(say: Say, monkeypatch:
     assert "take [/]" in out
 
 
+def test_no_word_of_a_hint_is_cut_in_a_log(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "ray start --resources='{\"addiffusion_denoiser\": 1}'"
+    rows = [Check("room on the cluster", False, "4 x env runner " * 5, f"none offers it; start: {command}")]
+    monkeypatch.setattr("cluster.doctor_command.checks", lambda settings: rows)
+    _, out, _ = say("doctor", "resources=cluster")
+    assert all(word in out for word in command.split())
+    assert "…" not in out
+
+
 def test_user_and_password_of_the_tracking_server_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(tracking_uri: str) -> None:
         raise OSError(f"no answer from {tracking_uri}")
@@ -109,14 +120,54 @@ def test_user_and_password_of_the_tracking_server_are_not_shown(monkeypatch: pyt
 def test_reward_models_that_are_not_in_the_cache_are_named_with_their_download(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checks, "in_cache", lambda repository, file: "THUDM" in repository)
+    monkeypatch.setattr(hub_checks, "in_cache", lambda repository, file: "THUDM" in repository)
     check = checks.reward_files(compose(["backbone=sd15"]).run.backbone.scorers)
     assert not check.passed
     assert "hf download facebook/dinov2-base" in check.hint
     assert "hf download timm/vit_large_patch14_clip_224.openai" in check.hint
     assert "THUDM" not in check.hint
-    monkeypatch.setattr(checks, "in_cache", lambda repository, file: True)
+    monkeypatch.setattr(hub_checks, "in_cache", lambda repository, file: True)
     assert checks.reward_files(compose(["backbone=sd15"]).run.backbone.scorers).passed
+
+
+def test_weights_that_the_hub_would_give_are_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Hub:
+        """Knows one public and one gated repository."""
+
+        def model_info(self, repository: str, *, timeout: float) -> SimpleNamespace:
+            asked.append(repository)
+            if repository == "away/away":
+                raise ConnectionError("no route to host")
+            if repository.startswith("nobody/"):
+                raise RepositoryNotFoundError("404", response=Mock())
+            return SimpleNamespace(gated="auto" if repository == "gated/flux" else False)
+
+        def auth_check(self, repository: str) -> None:
+            raise GatedRepoError("403", response=Mock())
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(hub_checks, "in_cache", lambda repository, file: False)
+
+    def check(*overrides: str) -> Check:
+        return checks.backbone_files(compose(["backbone=sd15", *overrides]).run.backbone)
+
+    public = check()
+    assert public.passed
+    assert "the hub will send: stable-diffusion-v1-5/stable-diffusion-v1-5" in public.found
+    gated = check("backbone.name=gated/flux")
+    assert (gated.passed, gated.hint) == (
+        False,
+        "gated/flux: accept its terms on the hub, then: hf auth login",
+    )
+    assert "no such repository" in check("backbone.name=nobody/nothing").hint
+    assert "nobody/taesd: " in check("backbone.tiny_decoder=nobody/taesd").hint
+    assert "nobody/lora: " in check("backbone.lora=nobody/lora").hint
+    asked.clear()
+    silent = check("backbone.name=away/away", "backbone.lora=zero/zero")
+    assert asked == ["away/away"], "who does not answer is not asked again"
+    assert "hf download away/away; hf download zero/zero" in silent.hint
 
 
 def test_a_reward_checkpoint_that_is_no_file_is_a_failed_row(folder: Path) -> None:

@@ -1,9 +1,16 @@
-"""Every command in README.md and docs/ is one that exists: its options parse, its overrides compose."""
+"""Every command in README.md and docs/ is one that exists: its options parse, its overrides compose.
+
+What README and the pages on own parts have in Python is run.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,3 +146,47 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
     assert code
     monkeypatch.chdir(PROJECT)
     exec("\n".join(code), {"__name__": f"docs.{name}"})
+
+
+@pytest.mark.parametrize("words", all_lines("python -m"))
+def test_options_of_modules_exist(words: list[str]) -> None:
+    importlib.import_module(words[0])._parser().parse_args(words[1:])
+
+
+def test_the_python_of_the_readme_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the embedded world's own pipeline; policies that chance has made stand in for its two runs."""
+    from actors.backbones.config import BackboneConfig
+    from actors.backbones.loading import load_backbone
+    from tests.actors.test_sampler import LOOKING, STOPPING, save_wilful_policy
+
+    backbone = load_backbone(BackboneConfig())
+    for run, engine in (("run", LOOKING), ("early_stop", STOPPING)):
+        save_wilful_policy(tmp_path / "runs" / run / "policy", backbone, engine, options=BackboneConfig())
+    (tmp_path / "shapes").symlink_to(PROJECT / "shapes")
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"^```python\n(.*?)^```", (PROJECT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(code) == 2
+    exec("\n".join(code), names := {"__name__": "readme"})
+    assert (tmp_path / "picture.png").stat().st_size > 0
+    assert names["stop"].episodes[0].nfe >= STOPPING.warmup_steps
+
+
+def test_the_python_line_of_the_prompts_page_runs(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    prompts = [f"{number} dogs" for number in range(300)]
+    parquet.write_table(pa.table({"prompt": prompts}), tmp_path / "prompts.parquet")
+    (text,) = [block for block in blocks(PROJECT / "docs" / "prompts.md") if block.startswith("python -c")]
+    _, *arguments = shlex.split(text)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("256 ")

@@ -7,6 +7,7 @@ connection breaks; a server that does not answer is waited for, and then said to
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
 import os
 import socket
@@ -62,15 +63,15 @@ def connect(address: str | None = None) -> JobSubmissionClient:
     address = address or default_address()
     hint = "start a cluster with `ray start --head`, or give the --address of its dashboard"
     try:
-        _reach(address)
+        url = _reach(address)
         with _no_overrides():
-            return JobSubmissionClient(address)
+            return JobSubmissionClient(url)
     except ray.exceptions.AuthenticationError as error:
         raise UserError(
             f"--address={address}: wants a token; give this process the cluster's: RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--address={address}: cannot connect ({reason}); {hint}") from error
 
@@ -160,14 +161,30 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
-def _reach(address: str) -> None:
-    """See in seconds whether anybody listens at an http address; requests would wait for minutes."""
-    parts = urlsplit(address)
+def _reach(address: str) -> str:
+    """The address to hand to Ray's client, which would wait for minutes where nobody listens.
+
+    HOST:PORT is to Ray what RAY_ADDRESS says on a cluster's nodes, not the job server's; where HTTP is spoken
+    there, the job server's is what was meant.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
     if parts.scheme in ("http", "https"):
         if parts.hostname is None:
             raise ValueError("no host in it")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname, port), timeout=_CONNECT_S).close()
+    elif not parts.scheme and parts.hostname is not None and parts.port is not None:
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_CONNECT_S)
+        connection.connect()
+        try:
+            connection.request("GET", "/api/version")
+            connection.getresponse()
+        except (http.client.HTTPException, OSError):
+            return address
+        finally:
+            connection.close()
+        return f"http://{address}"
+    return address
 
 
 @contextmanager

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import ray.exceptions
 
 from actors.errors import UserError
 from cluster import jobs
@@ -47,3 +51,42 @@ def test_only_a_server_that_does_not_know_the_job_says_that_it_is_not_there() ->
     unknown = Client("Request failed with status code 404: no such job.")
     with pytest.raises(UserError, match="job 'mine': not found"):
         jobs.details(unknown, "mine")  # type: ignore[arg-type]
+
+
+@contextmanager
+def listener(answer: bytes) -> Iterator[str]:
+    """HOST:PORT where this is answered, once, whatever is asked."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join(10)
+
+
+def test_a_host_and_port_where_http_is_spoken_are_the_job_servers() -> None:
+    with listener(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n") as address:
+        assert jobs._reach(address) == f"http://{address}"
+    with listener(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00") as address:  # as gRPC begins: RAY_ADDRESS
+        assert jobs._reach(address) == address
+    assert jobs._reach("auto") == "auto"
+
+
+@pytest.mark.parametrize(
+    "error", [ray.exceptions.RpcError("Timed out while waiting for GCS to become available."), OSError("no")]
+)
+def test_a_cluster_that_does_not_answer_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(address: str) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", nobody)
+    with pytest.raises(UserError, match=r"^--address=auto: cannot connect \((Timed out|no)"):
+        jobs.connect("auto")

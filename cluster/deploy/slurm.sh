@@ -20,6 +20,7 @@ fi
 
 node_names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head_node=${node_names%%$'\n'*}
+export head_node
 export ADDRESS="$head_node:${RAY_PORT:-6379}"
 export RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_TOKEN=$(openssl rand -hex 32) # of this job alone: whoever reaches Ray's ports may run anything
@@ -34,9 +35,18 @@ on_each_node() {
     elif ((SLURM_NODEID == SLURM_NNODES - 1)); then
         resources='{"addiffusion_rewards": 1}'
     fi
-    exec ray symmetric-run --address "$ADDRESS" --min-nodes "$SLURM_NNODES" \
+    local begun
+    begun=$(mktemp -u) # there once the command has begun, which is on the first node only
+    # shellcheck disable=SC2016  # for the inner shell
+    ray symmetric-run --address "$ADDRESS" --min-nodes "$SLURM_NNODES" \
         --num-cpus="$SLURM_CPUS_PER_TASK" --resources="$resources" --disable-usage-stats \
-        -- addiffusion "$@"
+        -- bash -c 'touch "$0" && exec addiffusion "$@"' "$begun" "$@" || return
+    # Where Ray itself cannot start, symmetric-run says so and exits with 0.
+    if ((SLURM_NODEID == 0)) && [[ ! -e $begun ]]; then
+        echo "error: Ray did not start on $head_node; nothing was run" >&2
+        return 1
+    fi
+    rm -f "$begun"
 }
 export -f on_each_node
 

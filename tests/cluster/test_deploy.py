@@ -331,31 +331,37 @@ def test_prometheus_scrapes_the_cluster_and_the_endpoint_where_serve_listens_by_
 # -- SLURM -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nodes", [1, 3])
-def test_slurm_starts_ray_on_every_node_with_what_it_offers(nodes: int, tmp_path: Path) -> None:
-    """The script itself, with stand-ins for SLURM's commands and for ray's."""
+def slurm(folder: Path, nodes: int, *, ray_starts: bool = True) -> subprocess.CompletedProcess[str]:
+    """The script itself, with stand-ins for SLURM's commands, for ray's, and for ours, which exits with 7."""
+    ran = 'test "$SLURM_NODEID" != 0 || { while [ "$1" != -- ]; do shift; done; shift; "$@"; }'
     stand_ins = {
         "scontrol": 'test "$1 $2 $3" = "show hostnames the-list" && printf "one\\ntwo\\nthree\\n"',
-        "srun": f'echo "$*" >> {tmp_path}/srun.txt\n'
+        "srun": f'echo "$*" >> {folder}/srun.txt\n'
         'while [ "${1#--}" != "$1" ]; do shift; done\n'
-        'for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" || code=$?; done\n'
+        "for node in $(seq 0 $((SLURM_NNODES - 1))); do\n"
+        '  SLURM_NODEID=$node "$@"; found=$?; test $found = 0 || code=$found\n'
+        "done\n"
         "exit ${code:-0}",
-        "ray": f'echo "$*" >> {tmp_path}/ray.txt\n'
-        f'echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> {tmp_path}/token.txt\n'
-        "exit 7",
+        "ray": f'echo "$*" >> {folder}/ray.txt\n'
+        f'echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> {folder}/token.txt\n' + (ran if ray_starts else "exit 0"),
+        "addiffusion": f'printf "%s|" "$@" >> {folder}/ours.txt\nexit 7',
     }
     for name, body in stand_ins.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
     environment = os.environ | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PATH": f"{folder}:{os.environ['PATH']}",
         "SLURM_NNODES": str(nodes),
         "SLURM_JOB_NODELIST": "the-list",
         "SLURM_CPUS_PER_TASK": "32",
     }
     command = ["bash", str(DEPLOY / "slurm.sh"), "train", "name=a b", "resources=cluster"]
-    ended = subprocess.run(command, env=environment, cwd=tmp_path)
-    assert ended.returncode == 7
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_slurm_starts_ray_on_every_node_with_what_it_offers(nodes: int, tmp_path: Path) -> None:
+    assert slurm(tmp_path, nodes).returncode == 7
     assert "--cpus-per-task=32 " in (tmp_path / "srun.txt").read_text()
     (token,) = set((tmp_path / "token.txt").read_text().splitlines())
     assert re.fullmatch(r"token [0-9a-f]{64}", token), "one token for all nodes"
@@ -363,10 +369,18 @@ def test_slurm_starts_ray_on_every_node_with_what_it_offers(nodes: int, tmp_path
     assert len(started) == nodes
     for line in started:
         assert line.startswith(f"symmetric-run --address one:6379 --min-nodes {nodes} --num-cpus=32 ")
-        assert line.endswith(" -- addiffusion train name=a b resources=cluster")
+    assert (tmp_path / "ours.txt").read_text() == "train|name=a b|resources=cluster|", "once, word for word"
     offered = [yaml.safe_load(re.findall(r"--resources=(\{.*?\})", line)[0]) for line in started]
     expected = [{DENOISER: 1, REWARDS: 1}] if nodes == 1 else [{DENOISER: 1}, {DENOISER: 1}, {REWARDS: 1}]
     assert offered == expected
+
+
+def test_slurm_where_ray_does_not_start_is_no_success(tmp_path: Path) -> None:
+    """Ray's symmetric-run exits with 0 then."""
+    ended = slurm(tmp_path, 3, ray_starts=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "error: Ray did not start on one; nothing was run\n"
+    assert not (tmp_path / "ours.txt").exists()
 
 
 def test_shellcheck_finds_nothing_in_the_script() -> None:

@@ -72,7 +72,12 @@ def collect(
 
 
 def pack(files: Mapping[str, Path], target: Path, *, limit: int = LIMIT) -> Package:
-    """Write the archive. Raises UserError that names the largest files where it grows past `limit` bytes."""
+    """Write the archive.
+
+    Raises UserError for a file that cannot be sent, and where the archive grows past `limit` bytes one that
+    names the largest files.
+    """
+    _check_readable(files)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, path in sorted(files.items()):
             entry = zipfile.ZipInfo(name, _EPOCH)
@@ -86,6 +91,25 @@ def pack(files: Mapping[str, Path], target: Path, *, limit: int = LIMIT) -> Pack
     if size > limit:
         raise _too_large(files, limit)
     return Package(target, len(files), size)
+
+
+def _check_readable(files: Mapping[str, Path]) -> None:
+    for name, path in files.items():
+        reason = None if _is_utf8(name) else "its name is not UTF-8"
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        if reason is not None:
+            raise UserError(f"{name!a}: cannot travel ({reason}); leave it out with --exclude PATTERN")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _too_large(files: Mapping[str, Path], limit: int) -> UserError:

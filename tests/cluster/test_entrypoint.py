@@ -240,6 +240,14 @@ def test_equal_files_give_an_equal_archive_that_unpacks_to_them(tmp_path: Path) 
     assert first.size == first.path.stat().st_size
 
 
+def test_a_file_that_cannot_be_sent_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("a")
+    with pytest.raises(UserError, match=r"^'\\udcff.txt': cannot travel \(its name is not UTF-8\)"):
+        pack(collect(tmp_path, world=False), tmp_path / "job.zip")
+    with pytest.raises(UserError, match=r"^'gone.txt': cannot travel \(No such file"):
+        pack({"gone.txt": tmp_path / "gone.txt"}, tmp_path / "job.zip")
+
+
 def test_a_package_that_is_too_large_names_the_largest_files_and_what_to_do(tmp_path: Path) -> None:
     sizes = {"large.dat": 3 * MIB, "larger.dat": 4 * MIB, "small.txt": 10}
     for name, size in sizes.items():

@@ -18,7 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from actors.backbones.config import BackboneConfig
 from actors.backbones.loading import ARCHITECTURES as BACKBONES
-from actors.backbones.loading import LoadedBackbone
+from actors.backbones.loading import LoadedBackbone, quiet
 from actors.errors import UserError
 from evaluation.architectures import (
     flux_dev,
@@ -90,7 +90,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Any:
 
 def _network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """One network, without weights."""
-    with made_on(META, dtype):
+    with made_on(META, dtype), quiet():
         if hasattr(kind, "load_config"):  # diffusers
             return kind.from_config(kind.load_config(folder))
         return kind(kind.config_class.from_pretrained(folder))

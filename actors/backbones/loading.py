@@ -56,7 +56,7 @@ def load_backbone(config: BackboneConfig) -> LoadedBackbone:
 
 def load_with_pipeline(config: BackboneConfig) -> tuple[Any, LoadedBackbone]:
     """The backbone, and before it the diffusers pipeline that it shares its networks with."""
-    with _quiet(), _told("backbone", config.name, ACCEPTED):
+    with quiet(), _told("backbone", config.name, ACCEPTED):
         return _load(config)
 
 
@@ -121,7 +121,7 @@ def _told(option: str, value: str, accepted: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading takes a second and is no news: without diffusers' progress bars and remarks."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,16 @@ def test_the_table_has_the_hint_and_the_exit_code_says_whether_all_is_well(
     answered, out, _ = say("doctor")
     assert answered == code
     assert ("free some" in out) is not passed
+
+
+def test_libraries_say_nothing_beside_the_table(
+    say: Say, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cluster.doctor_command.checks", lambda settings: [])
+    diffusers = logging.getLogger("diffusers")  # which does not always hand on what it is told
+    monkeypatch.setattr(diffusers, "handlers", [caplog.handler])
+    assert say("doctor")[0] == 0
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("diffusers")] == []
 
 
 def test_brackets_in_what_was_found_are_shown_as_they_are(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

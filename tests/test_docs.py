@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,7 +169,8 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(
     monkeypatch.chdir(tmp_path)
     code = re.findall(r"^```python\n(.*?)^```", (PROJECT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert len(code) == 2
-    exec("\n".join(code), names := {"__name__": "readme"})
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec("\n".join(code), names)
     assert (tmp_path / "picture.png").stat().st_size > 0
     assert names["stop"].episodes[0].nfe >= STOPPING.warmup_steps
 

@@ -6,14 +6,18 @@ trainings that differ in their seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from actors.errors import UserError
 from actors.policy import WEIGHTS_FILE
+from cluster.evaluate_command import where_the_device_is
 from cluster.runs import find_policy, settings_of
+from evaluation.config import EvaluationConfig
 from tune_configs.ledger import FILE, read_outcomes
 
 FOLDER = "front"
@@ -24,17 +28,24 @@ def draw_front(arguments: Sequence[str], *, out: Path | None, runs_dir: Path) ->
 
     The options are those of the first policy's run, changed by the arguments that are options.
     """
-    from evaluation.policy_front import front_sentence, front_table, policy_front, write_front
-    from evaluation.progress import progress_bar
+    from evaluation.policy_front import front_sentence, front_table, write_front
 
     named, overrides = _sorted_out(arguments, runs_dir)
+    named = {name: [folder.absolute() for folder in folders] for name, folders in named.items()}
     first = next(iter(named.values()))[0]
     config = settings_of(first, overrides).evaluation
-    with progress_bar() as progress:
-        front = policy_front(named, runs_dir, config, progress)
+    front = where_the_device_is(config, partial(_measure, named, runs_dir.absolute()))
     typer.echo(front_table(front).markdown(), nl=False)
     typer.echo(front_sentence(front))
     typer.echo(f"front: {write_front(front, out or runs_dir / FOLDER)}")
+
+
+def _measure(named: Mapping[str, Sequence[Path]], runs_dir: Path, config: EvaluationConfig) -> dict[str, Any]:
+    from evaluation.policy_front import policy_front
+    from evaluation.progress import progress_bar
+
+    with progress_bar() as progress:
+        return policy_front(named, runs_dir, config, progress)
 
 
 def _sorted_out(arguments: Sequence[str], runs_dir: Path) -> tuple[dict[str, list[Path]], list[str]]:

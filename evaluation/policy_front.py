@@ -27,7 +27,7 @@ from evaluation.config import EvaluationConfig
 from evaluation.evaluate import Recipe, baseline_methods, evaluation_requests, image_store, images_of
 from evaluation.headline import signed
 from evaluation.hypotheses import ALPHA, equal_cost
-from evaluation.methods import PolicyMethod, read_policy
+from evaluation.methods import Method, PolicyMethod, read_policy
 from evaluation.progress import Progress
 from evaluation.rows import MethodTable, tabulate
 from evaluation.statistics import Resampling, holm
@@ -65,7 +65,7 @@ def policy_front(
     requests = evaluation_requests(config)
     open_bench = recipe(all_policies[0][1].trained.backbone, config)
     bench = open_bench()
-    methods = [*(policy for _, policy in all_policies), *baselines]
+    methods: list[Method] = [*(policy for _, policy in all_policies), *baselines]
     for method in methods:
         method.open(bench)  # whatever does not fit together is said before the first image
     made, _ = images_of(

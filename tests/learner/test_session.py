@@ -159,9 +159,9 @@ def test_a_ray_that_a_busy_machine_keeps_waiting_is_started_again_and_then_given
         if len(calls) <= failures:
             raise Exception("The current node timed out during startup. This could happen because ...")
 
-    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(session.ray, "init", init)
-    monkeypatch.setattr(session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
     given_up = pytest.raises(UserError, match="did not start within 30 s, 3 times")
     with given_up if failures == 3 else contextlib.nullcontext(), session.connected(None, 1):
         pass
@@ -175,8 +175,8 @@ def test_what_else_goes_wrong_with_ray_is_not_tried_again(monkeypatch: pytest.Mo
         calls.append(options)
         raise ConnectionError("nobody answers")
 
-    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
     with pytest.raises(ConnectionError), session.connected(None, 1):
         pass
     assert len(calls) == 1

@@ -1,4 +1,4 @@
-"""README's commands as a newcomer types them, one after the other in one folder, in a size that takes minutes.
+"""README's commands as a newcomer types them, one after the other in one folder, at a size of minutes.
 
 Nothing is left out of a line: options that make it small are put behind what README says.
 """

@@ -130,10 +130,13 @@ class Planner:
 
         Seed by seed, so that there is a whole table early, and trials that ask a model the same questions
         follow one another: processes keep what it answered. Of a sweep whose searcher chooses, those are
-        none. Raises UserError for a trial that cannot be, or that could not be compared with the others.
+        none. Raises UserError for a trial that cannot be, or that could not be compared with the others, also
+        where a searcher or a population may come to it later.
         """
         found: dict[tuple[str, int], TrialSpec] = {}
         for part, config in self.sweep.parts.items():
+            if config.drawn:
+                self._check_ends(part, config)
             for variant, values, own in _variants(config, drawn=self.sweep.config.searcher == "none"):
                 for seed in self.sweep.config.seeds:
                     spec = self.trial(part, variant, values, own, seed)
@@ -159,6 +162,14 @@ class Planner:
             raise UserError(f"{label}: changes {changed}, which all trials share; give it for all of them")
         trial_id = f"{label.replace('/', '-')}-s{seed}"
         return TrialSpec(trial_id, (label,), seed, whole, dict(values), config_key(config.as_dict()))
+
+    def _check_ends(self, part: str, config: SweepConfig) -> None:
+        """Compose a trial at both ends of every range, and with every choice."""
+        first = {name: dimension.ends[0] for name, dimension in config.space.items()}
+        for name, dimension in config.space.items():
+            for value in dimension.ends:
+                values = first | {name: value}
+                self.trial(part, _name({name: value}), values, overrides_of(values), config.seed)
 
     def _check_watch(self) -> None:
         """Early stopping judges on the held-out watch, so there has to be one, on enough prompts."""

@@ -53,6 +53,11 @@ class Dimension:
             if len(set(map(str, values))) < len(values):
                 raise ValueError(f"{name}: {list(values)}; accepted: different values")
 
+    @property
+    def ends(self) -> tuple[Scalar, ...]:
+        """What any value lies between, or is one of."""
+        return self.uniform or self.loguniform or self.grid or self.choice
+
     def bounded(self, value: Any) -> Any:
         """The value, or the bound that it is beyond."""
         bounds = self.uniform or self.loguniform
@@ -169,6 +174,8 @@ class SweepConfig:
         self._check_search()
 
     def _check_search(self) -> None:
+        if self.schedule is not None and len(self.seeds) > 1:
+            raise ValueError(f"seeds: {list(self.seeds)}; accepted: one, as a fixed schedule is not trained")
         for option in ("scheduler", "searcher"):
             value = getattr(self, option)
             if value != "none" and not self.space:

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from actors.errors import UserError
-from tune_configs.conversion import from_mapping, nearest, option_names
+from tune_configs.conversion import field_types, from_mapping, nearest, option_names
 from tune_configs.loading import FOLDER, STUDIES, changed
-from tune_configs.sweep_config import SweepConfig
+from tune_configs.sweep_config import Dimension, SweepConfig
 
 PREFIX = "sweep."
 """Of options that are the sweep's own, on the command line: sweep.seeds=[0,1,2]."""
+_SPACE = "space."
+"""Of those, the ones that change one option's values: sweep.space.ppo.lr.grid=[1e-4]."""
 
 
 class Sweep(NamedTuple):
@@ -66,15 +68,43 @@ def sweep_to_dict(config: SweepConfig) -> dict[str, Any]:
 
 def _config(content: Mapping[str, Any], overrides: Sequence[str]) -> SweepConfig:
     wanted = [text.removeprefix(PREFIX) for text in overrides]
-    values = changed(content, wanted, option_names(SweepConfig))
+    whole = [text for text in wanted if not text.startswith(_SPACE)]
+    values = changed(content, whole, option_names(SweepConfig))
     if isinstance(variants := values.get("variants"), Mapping):
-        values["variants"] = _without(content.get("variants") or {}, variants)
+        values["variants"] = _without(content, variants)
+    for text in wanted:
+        if text.startswith(_SPACE):
+            values["space"] = _with_values(values.get("space") or {}, text)
     return from_mapping(SweepConfig, values, PREFIX.removesuffix("."))
 
 
-def _without(of_file: Mapping[str, Any], variants: Mapping[str, Any]) -> dict[str, Any]:
+def _with_values(space: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """A space in which one option has other values, "space.OPTION.grid=[...]", or is not varied, "=null"."""
+    given, _, value = text.partition("=")
+    option, _, kind = given.removeprefix(_SPACE).rpartition(".")
+    if option and kind in field_types(Dimension):
+        new = changed({}, [f"space={{{option}: {{{kind}: {value}}}}}"], option_names(SweepConfig))
+        return {**space, **new["space"]}
+    option = given.removeprefix(_SPACE)
+    if value != "null":
+        kinds = ", ".join(field_types(Dimension))
+        raise UserError(f"{PREFIX}{text}: give {PREFIX}{_SPACE}OPTION.KIND=[...], KIND one of {kinds}")
+    if option not in space:
+        raise UserError(
+            f"{PREFIX}{text}: it is not varied; give one of {', '.join(space)}{nearest(option, space)}"
+        )
+    return {name: dimension for name, dimension in space.items() if name != option}
+
+
+def _without(content: Mapping[str, Any], variants: Mapping[str, Any]) -> dict[str, Any]:
     """The variants less those that the command line set to null, which the file has to have."""
+    of_file = content.get("variants") or {}
     for name, overrides in variants.items():
+        if overrides is None and content.get("parts"):
+            raise UserError(
+                f"{PREFIX}variants.{name}=null: they belong to the parts {', '.join(content['parts'])}; "
+                f"leave a part out with {PREFIX}parts=[...], and run it by itself without the variant"
+            )
         if overrides is None and name not in of_file:
             raise UserError(
                 f"{PREFIX}variants.{name}=null: there is none to leave out; "

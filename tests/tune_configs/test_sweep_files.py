@@ -13,6 +13,7 @@ from tune_configs.loading import FOLDER, STUDIES, compose
 from tune_configs.objective import judged_requests
 from tune_configs.plan import Planner, TrialSpec, overrides_of, run_config
 from tune_configs.schedule_search import schedule_specs
+from tune_configs.sweep_config import Dimension
 from tune_configs.sweep_files import Sweep, as_sweep, read_sweep, sweep_files, sweep_to_dict
 
 FILES = [(group, file) for group in STUDIES for file in sweep_files(group)]
@@ -63,6 +64,17 @@ def test_a_variant_set_to_null_is_left_out() -> None:
     assert list(sweep.config.variants) == ["attention", "grid", "random", "change", "more"]
     with pytest.raises(UserError, match=r"sweep.variants.lerned=null: .*one of attention.*learned"):
         read_sweep("ablation", "A4", ["sweep.variants.lerned=null"])
+
+
+def test_the_command_line_changes_the_values_of_one_option_or_leaves_it_out() -> None:
+    other = read_sweep("sweep", "lr", ["sweep.space.ppo.lr.loguniform=[1e-5,1e-2]", "sweep.trials=3"])
+    assert other.config.space == {"ppo.lr": Dimension(loguniform=(1e-5, 1e-2))}
+    both = ["sweep.space.ppo.lr.grid=[0.5]", "sweep.space.ppo.num_epochs.grid=[3,6]"]
+    assert {tuple(spec.values.items()) for spec in trials("sweep", "lr", *both)} == {
+        (("ppo.lr", 0.5), ("ppo.num_epochs", epochs)) for epochs in (3, 6)
+    }
+    fewer = read_sweep("sweep", "pbt", ["sweep.space.reward.c_nfe=null"])
+    assert set(fewer.config.space) == {"ppo.lr", "ppo.entropy_start"}
 
 
 def test_a_variant_without_options_of_its_own_is_stored_too() -> None:
@@ -183,6 +195,37 @@ def test_a_file_of_which_nothing_is_held_out_judges_nothing(tmp_path: Path) -> N
             ["sweep.metric=speed"],
             "sweep.metric='speed': give one of utility, quality, nfe, cost",
         ),
+        (
+            "sweep",
+            "lr",
+            ["sweep.space.ppo.lr.grid=[]"],
+            "sweep.space.ppo.lr.grid: nothing; accepted: values, or else choice",
+        ),
+        (
+            "sweep",
+            "optuna",
+            ["sweep.space.reward.c_nfe.uniform=[2,1]"],
+            "sweep.space.reward.c_nfe.uniform: [2.0, 1.0]; accepted: a lower and a higher bound",
+        ),
+        (
+            "sweep",
+            "lr",
+            ["sweep.space.ppo.lr=3"],
+            "sweep.space.ppo.lr=3: give sweep.space.OPTION.KIND=[...], KIND one of grid, choice",
+        ),
+        (
+            "sweep",
+            "lr",
+            ["sweep.space.ppo.lrr=null"],
+            "sweep.space.ppo.lrr=null: it is not varied; give one of ppo.lr; did you mean 'ppo.lr'?",
+        ),
+        (
+            "ablation",
+            "all",
+            ["sweep.variants.learned=null"],
+            "belong to the parts A1, A2, A3, A4, A5; leave a part out with sweep.parts=[...]",
+        ),
+        ("sweep", "schedule", ["sweep.seeds=[0,1]"], "sweep.seeds: [0, 1]; accepted: one, as a fixed"),
         ("sweep", "lr", ["sweep.searcher=optuna"], "as a grid leaves nothing to search"),
         ("sweep", "pbt", ["sweep.searcher=optuna"], "accepted: none, as pbt changes trials itself"),
         (
@@ -245,6 +288,26 @@ def test_a_range_with_nothing_in_it_is_one_line(space: dict[str, Any], said: str
         ),
         ({"space": {"watch.prompts": {"grid": [4]}}}, [], "changes watch, which all trials share"),
         ({"space": {"prompts.limit": {"grid": [4]}}}, [], "changes prompts, which all trials share"),
+        (
+            {"space": {"ppo.lr": {"uniform": [-1.0, 0.1]}}, "searcher": "optuna"},
+            [],
+            "small/lr=-1: ppo.lr=-1.0: give a number above 0 and below 1",
+        ),
+        (
+            {"space": {"ppo.lrr": {"uniform": [0.1, 0.2]}}, "searcher": "optuna"},
+            [],
+            "small/lrr=0.1: unknown option 'ppo.lrr'; did you mean 'ppo.lr'?",
+        ),
+        (
+            {"space": {"ppo.minibatch_size": {"uniform": [16, 64]}}, "searcher": "optuna"},
+            [],
+            "small/minibatch_size=16: ppo.minibatch_size=16.0: give a whole number",
+        ),
+        (
+            {"space": {"ppo.clip_param": {"uniform": [0.1, 1.0]}}, "scheduler": "pbt", "trials": 1},
+            [],
+            "small/clip_param=1: ppo.clip_param=1.0",
+        ),
         ({}, ["watch.split=test"], "watch.split=test: give another split"),
         ({}, ["watch.keep=best"], "watch.keep=best: give last"),
         ({}, ["ppo.lrr=1"], "unknown option 'ppo.lrr'"),

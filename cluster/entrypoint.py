@@ -123,8 +123,7 @@ def _compose(parsed: Parsed) -> _Composed:
     if parsed.path not in _COMPOSED:
         return _Composed()
     run, evaluation = compose([text for text in parsed.overrides if not text.startswith(_SWEEP)])
-    if parsed.path != ("tune",):  # which takes a name as it is written
-        given = None if given is None else run.name
+    given = None if given is None else run.name
     world = run.backbone.name == "shapes" or run.backbone.scorers is None or evaluation.scorers is None
     return _Composed(run.runs_dir, given, world)
 

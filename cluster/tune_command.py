@@ -34,6 +34,7 @@ from tune_configs.sweep_files import PREFIX, Sweep, read_sweep, sweep_files
 from tune_configs.tables import CSV, HEADERS, LATEX, MARKDOWN, REPORT, cells, write_results
 
 _NAME = "name="
+_SEED = "seed="
 _HEAD = "engine.refine_head="
 
 
@@ -54,13 +55,25 @@ def tune_and_report(overrides: Sequence[str], *, resume: str | None, long: str |
     else:
         prepared = _prepare(*_new_sweep(overrides), words=overrides)
     if dry_run:
-        for spec in prepared.specs:
-            typer.echo(f"{spec.id} ({', '.join(spec.labels)}): {shlex.join(spec.overrides)}")
+        _tell(prepared)
         return 0
     code, rows, outcomes = _run(prepared)
     if long is None or code == INTERRUPTED:
         return code
     return _promote_best(prepared, rows, outcomes)
+
+
+def _tell(prepared: Prepared) -> None:
+    """The trials, a line each; of those that a searcher will propose what is known."""
+    for spec in prepared.specs:
+        typer.echo(f"{spec.id} ({', '.join(spec.labels)}): {shlex.join(spec.overrides)}")
+    config = prepared.sweep.config
+    if config.searcher != "none":
+        alike = shlex.join([*config.base, *prepared.overrides])
+        typer.echo(f"{config.trials} trials that {config.searcher} proposes: {alike}")
+        for option, dimension in config.space.items():
+            kind = next(kind for kind in ("uniform", "loguniform", "choice") if getattr(dimension, kind))
+            typer.echo(f"  {option}: {kind} {list(dimension.ends)}")
 
 
 def find_sweep(name: str, runs_dir: Path) -> Path:
@@ -87,12 +100,14 @@ def _new_sweep(overrides: Sequence[str]) -> tuple[Path, Sweep, list[str]]:
         raise UserError(f"tune: give one of {every}")
     ((group, _, file),) = chosen
     own = [text for text in overrides if text.startswith(PREFIX)]
-    name = next((text.removeprefix(_NAME) for text in reversed(overrides) if text.startswith(_NAME)), None)
+    named = [text for text in overrides if text.startswith(_NAME)]
     rest = [
         text for text in overrides if not text.startswith((PREFIX, _NAME, *(f"{one}=" for one in STUDIES)))
     ]
+    _check_seed(rest)
     sweep = read_sweep(group, file, own)
-    runs_dir = Path(compose(rest).run.runs_dir)
+    run = compose([*rest, *named]).run
+    name, runs_dir = run.name if named else None, Path(run.runs_dir)
     wanted = file if group == "sweep" else f"{group}-{file}"
     folder = runs_dir / (name or _free(wanted, runs_dir))
     if folder.exists():
@@ -100,6 +115,14 @@ def _new_sweep(overrides: Sequence[str]) -> tuple[Path, Sweep, list[str]]:
             f"name={folder.name}: {folder} exists; --resume {_given(folder)} goes on with a sweep"
         )
     return folder, sweep, rest
+
+
+def _check_seed(overrides: Sequence[str]) -> None:
+    """UserError for a training's seed, which each trial has of its own."""
+    for text in overrides:
+        if text.startswith(_SEED):
+            seed = text.removeprefix(_SEED)
+            raise UserError(f"{text}: trials are seeded by the sweep; give sweep.seeds=[{seed}]")
 
 
 def _free(name: str, runs_dir: Path) -> str:
@@ -217,6 +240,7 @@ def _longer(folder: Path, overrides: Sequence[str]) -> Prepared:
             f"--long={folder.name}: no variant has finished; addiffusion tune --resume {_given(folder)}"
         )
     by_label = {label: spec for spec in specs.values() for label in spec.labels}
+    _check_seed(overrides)
     longer = tuple(sweep.config.long) + tuple(overrides)
     variants = {row.label.replace("/", "-"): (*by_label[row.label].of_any_seed, *longer) for row in best}
     config = SweepConfig(

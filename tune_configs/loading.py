@@ -198,6 +198,8 @@ def _parse(text: str, known: Sequence[str], files: Mapping[str, list[str]]) -> O
 
 
 def _check_option(option: str, known: Sequence[str], files: Iterable[str] = ()) -> None:
+    if option in STUDIES:
+        raise UserError(f"{option}: many trainings; `addiffusion tune {option}=FILE --dry-run` shows them")
     if option not in (accepted := [*files, *known]) and not _inside_mapping(option, known):
         raise UserError(unknown_option(option, accepted))
 

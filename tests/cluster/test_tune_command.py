@@ -72,6 +72,8 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
             ["ablation=A4"],
             "A4/learned: engine.refine_head=runs/head.safetensors: no such file; make it with: python",
         ),
+        (["sweep=lr", "name=a/b"], "name='a/b': give a folder name without '/'"),
+        (["sweep=lr", "seed=5"], "seed=5: trials are seeded by the sweep; give sweep.seeds=[5]"),
         (["--resume", "gone"], "sweep 'gone': not found in runs; there is none yet"),
         (["--long", "gone"], "sweep 'gone': not found in runs"),
         (["--resume", "one", "--long", "other"], "--long: give it or --resume, not both"),
@@ -97,6 +99,16 @@ def test_a_dry_run_names_the_trials_and_makes_nothing(say: Say, folder: Path, tr
         "lr-lr=0.001-s0",
     ]
     assert all("ppo.iterations=7" in line for line in out.splitlines())
+    assert list(folder.iterdir()) == []
+
+
+def test_a_dry_run_of_a_search_says_what_it_would_search(say: Say, folder: Path, trials: Trials) -> None:
+    code, out, _ = say("tune", "sweep=optuna", "ppo.iterations=7", "sweep.trials=5", "--dry-run")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("5 trials that optuna proposes: resources=trial")
+    assert lines[0].endswith("ppo.iterations=7")
+    assert "  reward.c_nfe: loguniform [0.002, 0.05]" in lines
     assert list(folder.iterdir()) == []
 
 

@@ -175,6 +175,7 @@ def test_every_backbone_is_evaluated_where_it_was_trained_and_against_what_it_ca
         ("~ppo.lr", "'~ppo.lr': give one value for one option, as OPTION=VALUE"),
         ("faster", "'faster': give OPTION=VALUE or GROUP=FILE"),
         ("name=${nowhere}", "nowhere"),
+        ("sweep=lr", "sweep: many trainings; `addiffusion tune sweep=FILE --dry-run` shows them"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_says_what_would_be_right(override: str, message: str) -> None:

@@ -21,7 +21,10 @@ _COLOURS = "viridis"  # even in lightness, for colour-blind readers too
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One variant as a point. utility: what colours it; values: of the options that were varied."""
+    """One variant as a point. utility: what colours it; values: of the options that were varied.
+
+    fixed: a fixed schedule, which stands beside the policies.
+    """
 
     name: str
     cost: float
@@ -29,23 +32,31 @@ class Variant:
     utility: float
     values: Mapping[str, bool | int | float | str]
     emphasised: bool = False
+    fixed: bool = False
 
 
 def quality_against_cost(variants: Sequence[Variant]) -> str:
-    """Mean quality against mean cost of every variant, and the front of the best mixtures of them."""
-    front = upper_envelope([Point(one.name, one.cost, one.quality) for one in variants])
+    """Mean quality against mean cost of every variant, and the front of the best mixtures of them.
+
+    Fixed schedules have a front of their own: what is to be beaten at equal cost.
+    """
     with canvas(5.2, 4.3) as (figure, axes):
-        axes.plot(
-            [point.cost for point in front],
-            [point.quality for point in front],
-            color=FAINT,
-            linewidth=1.2,
-            label="front of the variants",
-            zorder=1,
-        )
+        for fixed, label, line in ((False, "front of the variants", "-"), (True, "fixed schedules", "--")):
+            points = [Point(one.name, one.cost, one.quality) for one in variants if one.fixed == fixed]
+            front = upper_envelope(points) if points else []
+            if front:
+                axes.plot(
+                    [point.cost for point in front],
+                    [point.quality for point in front],
+                    color=FAINT,
+                    linestyle=line,
+                    linewidth=1.2,
+                    label=label,
+                    zorder=1,
+                )
         for one in variants:
-            colour = POLICY.colour if one.emphasised else "#0072B2"
-            marker = POLICY.marker if one.emphasised else "o"
+            colour = POLICY.colour if one.emphasised else FAINT if one.fixed else "#0072B2"
+            marker = POLICY.marker if one.emphasised else "s" if one.fixed else "o"
             axes.plot(
                 one.cost, one.quality, marker=marker, color=colour, markersize=7, linestyle="", zorder=3
             )

@@ -28,11 +28,12 @@ _PARENT = "mlflow.parentRunId"
 
 @dataclass(frozen=True)
 class _Sent:
-    """What is there: the parent's id, and each trial's."""
+    """What is there: the parent's id, and each trial's, with what had become of it."""
 
     uri: str
     parent: str | None = None
     children: Mapping[str, str] = field(default_factory=dict)
+    statuses: Mapping[str, str] = field(default_factory=dict)
 
 
 class SweepTracking:
@@ -48,12 +49,14 @@ class SweepTracking:
         client = MlflowClient(tracking_uri=self._uri)
         parent = self._parent()
         for trial, outcome in outcomes.items():
-            if outcome.status != "failed" and trial not in self._sent.children:
+            if self._sent.statuses.get(trial) != outcome.status:
                 run_id = self._child(client, parent, outcome)
-                self._keep(_Sent(self._sent.uri, parent, {**self._sent.children, trial: run_id}))
-        statuses = [outcome.status for outcome in outcomes.values()]
+                children = {**self._sent.children, trial: run_id}
+                statuses = {**self._sent.statuses, trial: outcome.status}
+                self._keep(_Sent(self._sent.uri, parent, children, statuses))
+        ended = [outcome.status for outcome in outcomes.values()]
         for status in ("finished", "stopped", "failed"):
-            client.log_metric(parent, f"trials_{status}", statuses.count(status))
+            client.log_metric(parent, f"trials_{status}", ended.count(status))
         for file in files:
             client.log_artifact(parent, str(file))
         client.set_terminated(parent)  # what a resumed sweep sends later is taken all the same
@@ -67,22 +70,28 @@ class SweepTracking:
         return self._sent.parent
 
     def _child(self, client: MlflowClient, parent: str, outcome: Outcome) -> str:
-        """Of a trial whose folder is on this machine the run that registering its policy would use."""
+        """Of a trial whose folder is on this machine the run that registering its policy would use.
+
+        A trial that failed before keeps its run.
+        """
         spec, run_dir = outcome.spec, self._folder / outcome.spec.id
         if (run_dir / "config.yaml").is_file():
             tracked = MlflowRun(run_dir)
             tracked.send(read_rows(run_dir / "progress.jsonl"))
             run_id = tracked.open()
+        elif (known := self._sent.children.get(spec.id)) is not None:
+            run_id = known
         else:
             told = {"seed": spec.seed, **spec.values}
             run_id = registry.new_run(self._uri, self._experiment, spec.id, told)
         tags = {_PARENT: parent, "variants": ", ".join(spec.labels), "status": outcome.status}
+        tags["error"] = outcome.error or ""
         for key, text in tags.items():
             client.set_tag(run_id, key, text)
         for metric in METRICS:
             if (value := outcome.metric(metric)) is not None:
                 client.log_metric(run_id, f"judged/{metric}", value, step=outcome.iterations)
-        client.set_terminated(run_id)
+        client.set_terminated(run_id, "FAILED" if outcome.status == "failed" else "FINISHED")
         return run_id
 
     def _keep(self, sent: _Sent) -> None:

@@ -53,6 +53,11 @@ class Row:
     is_reference: bool = False
 
     @property
+    def part(self) -> str:
+        """The part of the sweep that it belongs to."""
+        return self.label.partition("/")[0]
+
+    @property
     def variant(self) -> str:
         """Its name without its part."""
         return self.label.partition("/")[2]
@@ -109,10 +114,10 @@ def table(sweep: Sweep, specs: Iterable[TrialSpec], outcomes: Mapping[str, Outco
 def best_variants(sweep: Sweep, rows: Sequence[Row], count: int) -> list[Row]:
     """The variants with the best metric, the best first, of those with all trials finished.
 
-    Of labels of the same trainings the first.
+    Of labels of the same trainings the first. Fixed schedules are none of the sweep's variants.
     """
     metric = sweep.config.metric
-    done = [row for row in rows if row.finished == row.planned]
+    done = [row for row in rows if row.finished == row.planned and row.part in sweep.parts]
     ranked = sorted(done, key=lambda row: better(metric) * row.numbers[metric], reverse=True)
     distinct = {row.trials: row for row in reversed(ranked)}
     return [row for row in ranked if row in distinct.values()][:count]

@@ -27,7 +27,7 @@ from actors.contracts import EpisodeRequest
 from actors.engine import Engine, EngineConfig
 from actors.references import reference_config
 from evaluation.baselines import Baseline
-from evaluation.baselines.names import ENGINE_SOLVERS
+from evaluation.baselines.names import OWN_FAMILY
 from evaluation.bench import Bench, held_out_recipe
 from evaluation.config import EvaluationConfig
 from evaluation.generate import generate, jobs_of
@@ -39,7 +39,7 @@ from learner.train import training_requests
 from tune_configs.ledger import Ledger, Outcome, is_done
 from tune_configs.objective import Measured, judged_requests
 from tune_configs.plan import TrialSpec, config_key
-from tune_configs.sweep_config import JudgeConfig, ScheduleSearch, SweepConfig
+from tune_configs.sweep_config import ScheduleSearch, SweepConfig
 
 TRIED = "search.jsonl"
 SPACED, SEARCHED = "spaced", "searched"
@@ -92,7 +92,7 @@ def search_schedules(
     missing = [spec for spec in specs if not is_done(ledger.outcomes, spec)]
     if not missing:
         return ledger.outcomes
-    bench = (open_bench or _recipe(base))()
+    bench = open_bench_of(base) if open_bench is None else open_bench()
     judged = judged_requests(base, config.judge)
     for spec in missing:
         started = time.monotonic()
@@ -106,7 +106,10 @@ def search_schedules(
             found = replace(spec, overrides=(*spec.overrides, f"engine.timesteps=[{told}]"))
         rows = measure(bench, engine, judged, base.resources.slots)
         outcome = Outcome(
-            found, "finished", seconds=time.monotonic() - started, measured=_measured(rows, config.judge)
+            found,
+            "finished",
+            seconds=time.monotonic() - started,
+            measured=judged_images(rows, config.judge.seeds),
         )
         ledger.add(outcome)
         report(f"{spec.id}: held-out utility {outcome.metric('utility'):.4f}")
@@ -117,7 +120,7 @@ def measure(
     bench: Bench, engine: EngineConfig, requests: Sequence[EpisodeRequest], slots: int
 ) -> list[ImageRow]:
     """One row for each request, in order: the schedule run to its end."""
-    family = next(family for family, solver in ENGINE_SOLVERS.items() if solver == engine.solver)
+    family = OWN_FAMILY[engine.solver]
     method = BaselineMethod(Baseline("fixed", family, engine.solver, engine.num_steps), engine)
     return [row for job in jobs_of(method, requests, slots) for row in generate(bench, job).rows]
 
@@ -192,18 +195,21 @@ def _known(
         )
 
 
-def _measured(rows: Sequence[ImageRow], judge: JudgeConfig) -> Measured:
+def judged_images(rows: Sequence[ImageRow], seeds: int) -> Measured:
+    """Rows in the order of the judge's requests, `seeds` of each prompt."""
     return Measured(
         quality=tuple(row.quality for row in rows),
         nfe=tuple(float(row.nfe) for row in rows),
         cost=tuple(row.cost for row in rows),
-        tiers=tuple(row.tier for row in rows[:: judge.seeds]),
+        tiers=tuple(row.tier for row in rows[::seeds]),
     )
 
 
-def _recipe(base: RunConfig) -> Callable[[], Bench]:
-    backbone = base.backbone
+def open_bench_of(base: RunConfig) -> Bench:
+    """The configured backbone, and the score that policies are judged by."""
+    backbone, score = base.backbone, base.watch.score
     wanted = EvaluationConfig(
         prompts=base.prompts.source, device=backbone.device, dtype=backbone.dtype, scorers=backbone.scorers
     )
-    return held_out_recipe(backbone, wanted)
+    bench = held_out_recipe(backbone, wanted)()
+    return replace(bench, judge=lambda images, prompts: bench.client.score(images, prompts, (score,))[score])

@@ -27,9 +27,10 @@ from learner.config import RunConfig
 from learner.placement import RUNNER, Demand, demands
 from rewards_service import service
 from tune_configs.admission import Admission
+from tune_configs.fixed_schedules import fixed_specs, is_fixed, measure_fixed
 from tune_configs.ledger import Ledger, Outcome, is_done, read_outcomes
 from tune_configs.objective import judged_requests
-from tune_configs.plan import Place, Planner, TrialSpec
+from tune_configs.plan import Place, Planner, TrialSpec, shared_overrides
 from tune_configs.schedule_search import schedule_parts, schedule_specs, search_schedules
 from tune_configs.search import Handout, Planned, Proposed
 from tune_configs.sweep_config import SweepConfig
@@ -82,7 +83,8 @@ def prepare(
         specs = schedule_specs(sweep.config, planner.base, overrides)
         sweep = sweep._replace(parts=schedule_parts(sweep.config))
     else:
-        specs = planner.trials()
+        shared = shared_overrides(sweep, overrides)
+        specs = [*fixed_specs(sweep.config, planner.base, shared), *planner.trials()]
     return Prepared(sweep, tuple(overrides), folder, tracking_uri, planner, specs, tuple(words))
 
 
@@ -136,6 +138,12 @@ def run_sweep(
                 gpus=ray.cluster_resources().get("GPU", 0.0),
                 most=config.max_concurrent,
             )
+            if schedules := [spec for spec in missing if is_fixed(spec)]:
+                bundle = trial_bundles(prepared.base, config)[-1]  # an env runner's, where there are any
+                measure_fixed(schedules, config, prepared.base, bundle, opened, ledger, report)
+                missing = [spec for spec in missing if not is_fixed(spec)]
+                if not missing:
+                    return ledger.outcomes
             source = Proposed(prepared.planner, ledger) if config.searcher == "optuna" else Planned(missing)
             place = Place(folder.absolute(), redacted(prepared.tracking_uri), Path.cwd())
             tuner = make_tuner(

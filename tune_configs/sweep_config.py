@@ -112,16 +112,16 @@ class SweepConfig:
     """One file of tune_configs/sweep/ or tune_configs/ablation/.
 
     description: a sentence; base: overrides of every trial; variants: named lists of overrides, or space:
-    options with their values, or parts: files beside this one, all in one table, or schedule: fixed schedules
-    instead of policies; reference: the variant that
-    the others are compared with; seeds: each variant is trained with each; trials: how many are drawn from a
-    space that is no grid; seed: of these draws; metric: what trials are ranked by; scheduler, searcher: see
-    there; grace: iterations that asha leaves every trial; reduction_factor: of the trials of one rung, one of
-    so many goes on; perturbation_interval: iterations between two exchanges of pbt; judge: of finished
-    policies; cpus_per_trial: of its own process, env runners come on top; max_concurrent: trials at a time
-    at most (null: what CPUs, GPUs and measured memory allow); memory_reserve_gib: left free on each machine;
-    max_failures: how often a trial whose process died is tried again; long: overrides of the training
-    that the best `promoted` configurations go on to.
+    options with their values, or parts: files beside this one, all in one table, or schedule: fixed
+    schedules instead of policies; fixed: numbers of steps of fixed schedules that are measured beside the
+    policies; reference: the variant that the others are compared with; seeds: each variant is trained with
+    each; trials: how many are drawn from a space that is no grid; seed: of these draws; metric: what trials
+    are ranked by; scheduler, searcher: see there; grace: iterations that asha leaves every trial;
+    reduction_factor: of the trials of one rung, one of so many goes on; perturbation_interval: iterations
+    between two exchanges of pbt; judge: of finished policies; cpus_per_trial: of its own process, env
+    runners come on top; max_concurrent: trials at a time at most (null: what CPUs, GPUs and measured memory
+    allow); memory_reserve_gib: left free on each machine; max_failures: how often a trial whose process
+    died is tried again; long: overrides of the training that the best `promoted` configurations go on to.
     """
 
     description: str
@@ -130,6 +130,7 @@ class SweepConfig:
     space: Mapping[str, Dimension] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     schedule: ScheduleSearch | None = None
+    fixed: tuple[int, ...] = ()
     reference: str | None = None
     seeds: tuple[int, ...] = (0,)
     trials: int = 20
@@ -171,7 +172,14 @@ class SweepConfig:
             value = getattr(self, option)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{option}: {value}; accepted: a number from 0")
+        self._check_fixed()
         self._check_search()
+
+    def _check_fixed(self) -> None:
+        if self.fixed and (min(self.fixed) < 1 or len(set(self.fixed)) < len(self.fixed)):
+            raise ValueError(f"fixed: {list(self.fixed)}; accepted: different numbers of steps from 1")
+        if self.fixed and (self.schedule is not None or self.searcher != "none"):
+            raise ValueError(f"fixed: {list(self.fixed)}; accepted: none, with a schedule or a searcher")
 
     def _check_search(self) -> None:
         if self.schedule is not None and len(self.seeds) > 1:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from actors.files import written_aside
 from evaluation.sweep_figures import Variant, parallel_coordinates, quality_against_cost
+from tune_configs.fixed_schedules import PART as FIXED
 from tune_configs.results import Row
 from tune_configs.sweep_config import METRICS
 from tune_configs.sweep_files import Sweep
@@ -45,6 +46,12 @@ _LATEX = str.maketrans(
         "{": r"\{",
         "}": r"\}",
         "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",  # these three are other signs in LaTeX's default fonts
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"\ensuremath{\pm}",
     }
 )
 
@@ -107,7 +114,7 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     lines += [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(sweep, row)) + " |" for row in rows
     ]
-    errors = [f"- {row.label}: {error}" for row in rows for error in row.errors]
+    errors = [f"- {row.label}: `` {error} ``" for row in rows for error in row.errors]
     return "\n".join([*lines, "", *(["Failed:", "", *errors, ""] if errors else []), footnote(sweep), ""])
 
 
@@ -135,8 +142,9 @@ def as_page(sweep: Sweep, rows: Sequence[Row], *, command: str) -> str:
     figures = {}
     if drawn:
         figures["Quality against cost, on held-out prompts"] = _uri(quality_against_cost(drawn))
-        if len(drawn) > 1 and all(one.values for one in drawn):
-            figures["What was varied, and what came of it"] = _uri(parallel_coordinates(drawn))
+        policies = [one for one in drawn if not one.fixed]
+        if len(policies) > 1 and all(one.values for one in policies):
+            figures["What was varied, and what came of it"] = _uri(parallel_coordinates(policies))
     environment = Environment(
         loader=PackageLoader("tune_configs"),
         autoescape=True,
@@ -199,7 +207,13 @@ def _variant(sweep: Sweep, row: Row) -> Variant:
     name = row.variant if len(sweep.parts) == 1 else row.label
     numbers = row.numbers
     return Variant(
-        name, numbers["cost"], numbers["quality"], numbers["utility"], row.values, row.is_reference
+        name,
+        numbers["cost"],
+        numbers["quality"],
+        numbers["utility"],
+        row.values,
+        row.is_reference,
+        fixed=row.part == FIXED,
     )
 
 

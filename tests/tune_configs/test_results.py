@@ -15,6 +15,7 @@ import pytest
 
 from tests.tune_configs.outcomes import finished, spec_of, sweep_of
 from tune_configs.ledger import Ledger, Outcome, is_done, read_outcomes
+from tune_configs.plan import TrialSpec
 from tune_configs.results import best_variants, table
 from tune_configs.tables import CSV, HEADERS, LATEX, MARKDOWN, write_results
 
@@ -130,6 +131,33 @@ def test_a_row_has_the_values_that_a_population_trained_with_last() -> None:
     assert missing.values == {"lr": 1e-4}
 
 
+def test_fixed_schedules_stand_beside_the_variants_and_are_none_of_them(tmp_path: Path) -> None:
+    sweep = sweep_of(["dear", "cheap"], seeds=[0], fixed=[7, 20])
+    fixed = [TrialSpec(f"fixed-dpmpp-{steps}", (f"fixed/dpmpp-{steps}",), 0, (), {}, "") for steps in (7, 20)]
+    specs = [*fixed, spec_of("dear", lr=1e-4), spec_of("cheap", lr=2e-4)]
+    better = list(QUALITY + 0.3)
+    outcomes = outcomes_of(
+        finished(specs[0], better, [7.0] * PROMPTS),
+        Outcome(specs[1], "failed", error="RuntimeError: no GPU"),
+        finished(specs[2], list(QUALITY), list(COST)),
+        finished(specs[3], list(QUALITY - 0.1), list(COST - 3)),
+    )
+    rows = table(sweep, specs, outcomes)
+    assert [row.variant for row in rows] == ["dpmpp-7", "dpmpp-20", "dear", "cheap"]
+    assert rows[0].difference is None, "only what was trained is compared"
+    assert [row.variant for row in best_variants(sweep, rows, 3)] == ["dear", "cheap"], (
+        "none to train for long"
+    )
+    html = write_results(tmp_path, sweep, rows, command="x").read_text()
+    pictures = [
+        base64.b64decode(found).decode()
+        for found in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
+    ]
+    assert len(pictures) == 2, "schedules have no values, and do not keep the policies' from being drawn"
+    assert "fixed schedules" in pictures[0]
+    assert "fixed schedules" not in pictures[1]
+
+
 class Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +172,8 @@ class Reader(HTMLParser):
 
 
 def test_files_hold_the_same_numbers_for_people_and_programs(tmp_path: Path) -> None:
-    sweep = sweep_of(["full", "no_stop", "broken"], seeds=[0], description="100% of <it> & more.")
+    described = {"description": "100% of <it> & more.", "judge": {"resamples": 10_000}}
+    sweep = sweep_of(["full", "no_stop", "broken"], seeds=[0], **described)
     specs = [spec_of("full", lr=1e-4), spec_of("no_stop", lr=2e-4), spec_of("broken", lr=3e-4)]
     error = 'ValueError: {weights} 5% of $1 & <script> | "x"'
     outcomes = outcomes_of(
@@ -174,6 +203,8 @@ def test_files_hold_the_same_numbers_for_people_and_programs(tmp_path: Path) -> 
     assert all(len(re.findall(r"(?<!\\)&", line)) == len(HEADERS) - 1 for line in body)
     assert r"no\_stop" in latex
     assert not re.search(r"(?<!\\)[_#$]", latex)
+    assert not re.search(r"[<>|~^±]", "".join(body))
+    assert r"\textless{} 0.001" in latex
 
     html = page.read_text()
     reader = Reader()

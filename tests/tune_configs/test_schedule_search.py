@@ -17,8 +17,16 @@ from learner.json_lines import read_rows
 from tests.learner.smooth import TAUS, SmoothBackbone
 from tests.learner.toy import make_client
 from tune_configs.ledger import read_outcomes
+from tune_configs.plan import run_config
 from tune_configs.results import table
-from tune_configs.schedule_search import TRIED, gaps_of, measure, search_schedules, timesteps_of
+from tune_configs.schedule_search import (
+    TRIED,
+    gaps_of,
+    measure,
+    open_bench_of,
+    search_schedules,
+    timesteps_of,
+)
 from tune_configs.sweep import Prepared, prepare
 from tune_configs.sweep_files import as_sweep
 
@@ -99,6 +107,15 @@ def test_timesteps_of_ones_own_are_the_points_of_the_schedule() -> None:
     assert reference_config(config, 2).timesteps is None
     with pytest.raises(UserError, match=r"engine\.timesteps begin at 1000; accepted: up to 999"):
         Engine(SmoothBackbone(), EngineConfig(num_steps=2, warmup_steps=0, timesteps=(1000, 1)))
+
+
+def test_schedules_are_judged_by_the_score_that_policies_are_judged_by() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    captions = ["a red circle", "a blue square", "a green triangle"]
+    for score in ("clip_score", "image_reward_now"):
+        bench = open_bench_of(run_config([f"watch.score={score}"]))
+        expected = bench.client.score(images, captions, (score,))[score]
+        assert bench.judge(images, captions).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("timesteps", [(1, 2, 3), (3, 2), (3, 2, 2), (3, 2, -1)])

@@ -23,8 +23,10 @@ from actors.engine import Engine
 from actors.errors import UserError
 from actors.observations import ObservationSizes, Observer
 from actors.policy import PolicyDecider, load_policy
+from actors.references import reference_config
 from actors.region_head import RemainingChangeHead, save_region_head
 from actors.rollout import rollout
+from evaluation.baselines.rules import ContinueDecider
 from learner import session
 from learner.config import RunConfig
 from learner.json_lines import read_rows
@@ -130,9 +132,13 @@ def test_a_sweep_judges_compares_fails_in_part_and_is_gone_on_with(tmp_path: Pat
     own = client.get_experiment_by_name("addiffusion")
     assert own is not None
     children = {found.info.run_name: found for found in client.search_runs([own.experiment_id])}
-    assert set(children) == {"toy-slow-s0", "toy-fast-s0"}
+    assert set(children) == {"toy-slow-s0", "toy-broken-s0", "toy-fast-s0"}
+    assert all(found.data.tags["mlflow.parentRunId"] == parent for found in children.values())
+    broken = children.pop("toy-broken-s0")
+    assert broken.info.status == "FAILED"
+    assert broken.data.tags["error"] == error
     for trial, found in children.items():
-        assert found.data.tags["mlflow.parentRunId"] == parent
+        assert found.info.status == "FINISHED"
         assert found.data.metrics["judged/utility"] == pytest.approx(outcomes[trial].metric("utility"))
         assert len(client.get_metric_history(found.info.run_id, "return")) == 2
 
@@ -144,6 +150,11 @@ def test_a_sweep_judges_compares_fails_in_part_and_is_gone_on_with(tmp_path: Pat
     after = (prepared.folder / FILE).read_bytes()
     assert after.startswith(before)
     assert after.count(b"\n") == before.count(b"\n") + 1, "only the failed trial was run again"
+    SweepTracking(prepared.folder, prepared.sweep, prepared.tracking_uri, "sweeps").send(again)
+    runs_now = {found.info.run_name: found for found in client.search_runs([own.experiment_id])}
+    assert len(runs_now) == 3
+    assert runs_now["toy-broken-s0"].info.status == "FINISHED"
+    assert runs_now["toy-broken-s0"].data.tags["status"] == "finished"
 
 
 def processes(title: str) -> list[psutil.Process]:
@@ -319,6 +330,28 @@ def test_a_population_exchanges_weights_and_changes_what_it_searches(tmp_path: P
         assert outcome.spec.values["reward.c_nfe"] == pytest.approx(rows[-1]["c_nfe"]), "what it ended with"
         assert outcome.iterations == 6
         assert outcome.seconds > rows[-1]["seconds"] + rows[-2]["seconds"], "not since its last pause alone"
+
+
+def test_fixed_schedules_are_measured_once_beside_the_policies(tmp_path: Path) -> None:
+    content = {"space": {"ppo.lr": {"grid": [1.0e-3]}}, "fixed": [2, 6]}
+    prepared = toy_sweep(tmp_path / "fixed", content)
+    assert [spec.id for spec in prepared.specs] == ["fixed-ddim-2", "fixed-ddim-6", "toy-lr=0.001-s0"]
+    outcomes = run(prepared)
+    assert {outcome.status for outcome in outcomes.values()} == {"finished"}
+    base, judge = prepared.base, prepared.sweep.config.judge
+    requests = judged_requests(base, judge)
+    for steps in (2, 6):
+        found = outcomes[f"fixed-ddim-{steps}"].measured
+        assert found is not None
+        assert set(found.nfe) == set(found.cost) == {float(steps)}
+        engine = Engine(ToyBackbone(), reference_config(base.engine, steps))
+        observer = Observer(base.observation, ObservationSizes(2, 3), engine.action_names)
+        episodes = rollout(engine, ContinueDecider(engine.action_names), observer, requests, slots=3)
+        images = engine.backbone.decode(torch.stack([episode.latents_CHW for episode in episodes]))
+        assert found.quality == tuple(ToyScorer().score(images, [])["image_reward"].tolist())
+    told: list[str] = []
+    assert run_sweep(prepared, told.append, open_world=toy_world) == outcomes
+    assert not told
 
 
 def test_what_a_cluster_has_no_room_for_is_one_line(tmp_path: Path) -> None:

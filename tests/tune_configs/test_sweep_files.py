@@ -225,6 +225,13 @@ def test_a_file_of_which_nothing_is_held_out_judges_nothing(tmp_path: Path) -> N
             ["sweep.variants.learned=null"],
             "belong to the parts A1, A2, A3, A4, A5; leave a part out with sweep.parts=[...]",
         ),
+        (
+            "sweep",
+            "pareto",
+            ["sweep.fixed=[7,7]"],
+            "sweep.fixed: [7, 7]; accepted: different numbers of steps",
+        ),
+        ("sweep", "optuna", ["sweep.fixed=[7]"], "sweep.fixed: [7]; accepted: none, with a schedule or a"),
         ("sweep", "schedule", ["sweep.seeds=[0,1]"], "sweep.seeds: [0, 1]; accepted: one, as a fixed"),
         ("sweep", "lr", ["sweep.searcher=optuna"], "as a grid leaves nothing to search"),
         ("sweep", "pbt", ["sweep.searcher=optuna"], "accepted: none, as pbt changes trials itself"),

@@ -64,7 +64,7 @@ def quality_against_cost(variants: Sequence[Variant]) -> str:
                 one.name,
                 (one.cost, one.quality),
                 textcoords="offset points",
-                xytext=(5, 4),
+                xytext=(5, -12) if one.fixed else (5, 4),
                 fontsize=8,
                 color=INK,
             )

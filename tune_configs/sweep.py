@@ -8,6 +8,7 @@ missing.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import logging
 import math
@@ -39,6 +40,7 @@ from tune_configs.trial import OpenWorld
 from tune_configs.tuner import Recorder, Report, make_tuner
 
 FILE = "sweep.yaml"
+LOCK = ".lock"
 _CPUS = "sweep.cpus_per_trial"
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and the trials' own files have it all
@@ -108,12 +110,12 @@ def run_sweep(
     """Run what is missing of a sweep; gives the outcomes of all trials that ended, by their id.
 
     open_world: how a trial opens backbone and rewards; None starts one rewards service for all of them.
-    Raises UserError for what the cluster has no room for.
+    Raises UserError for what the cluster has no room for, and for a sweep that another process is running.
     """
     folder, config = prepared.folder, prepared.sweep.config
     if config.schedule is not None:
-        write_sweep(prepared)
-        return search_schedules(folder, config, prepared.base, prepared.specs, report)
+        with _holding(prepared):
+            return search_schedules(folder, config, prepared.base, prepared.specs, report)
     known = read_outcomes(folder)
     missing = [spec for spec in prepared.specs if not is_done(known, spec)]
     done = sum(outcome.status != "failed" for outcome in known.values())
@@ -129,9 +131,8 @@ def run_sweep(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with session.connected(resources.address, resources.num_cpus or cpus):
         session.make_room(resources, wanted, report)
-        write_sweep(prepared)
-        ledger = Ledger(folder)
-        with _world(prepared.base, open_world) as opened:
+        with _holding(prepared), _world(prepared.base, open_world) as opened:
+            ledger = Ledger(folder)
             admission = Admission(
                 config.memory_reserve_gib,
                 nodes=sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()),
@@ -181,6 +182,24 @@ def trial_demands(base: RunConfig, config: SweepConfig) -> list[Demand]:
 def trial_bundles(base: RunConfig, config: SweepConfig) -> list[dict[str, float]]:
     """What Ray reserves for a trial: its own process, and one bundle for each of its env runners."""
     return [demand.bundle for demand in trial_demands(base, config) for _ in range(demand.count)]
+
+
+@contextlib.contextmanager
+def _holding(prepared: Prepared) -> Iterator[None]:
+    """Write the sweep into its folder, and keep other processes from running it until this one has ended.
+
+    Raises UserError if another one runs it, or the disk refuses. Without locks nobody is kept away.
+    """
+    write_sweep(prepared)
+    with (prepared.folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel's: it ends with this process
+        except BlockingIOError as error:
+            name = prepared.folder.name
+            raise UserError(f"sweep '{name}': another process is running it; wait, or end it") from error
+        except OSError:
+            pass
+        yield
 
 
 @contextlib.contextmanager

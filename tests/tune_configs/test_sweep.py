@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -258,6 +259,8 @@ def test_a_sweep_whose_own_process_is_killed_goes_on_with_what_is_missing(tmp_pa
     second = prepared.folder / prepared.specs[1].id / "progress.jsonl"
     with a_process(prepared.folder) as process:
         wait_until(lambda: len(read_rows(second)) >= 1, process)
+        with pytest.raises(UserError, match="sweep 'killed': another process is running it"):
+            run_sweep(prepared, open_world=toy_world)
         process.send_signal(signal.SIGKILL)
         process.wait()
     finished = (prepared.folder / FILE).read_bytes()
@@ -268,6 +271,39 @@ def test_a_sweep_whose_own_process_is_killed_goes_on_with_what_is_missing(tmp_pa
     assert [outcomes[spec.id].status for spec in prepared.specs] == ["finished"] * 3
     assert not [line for line in told if line.startswith(prepared.specs[0].id)], "it was not run again"
     assert outcomes == read_outcomes(prepared.folder)
+    assert run_sweep(prepared, told.append) == outcomes, "and with nothing missing nothing is started"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"searcher": "optuna", "trials": 4, "max_concurrent": 1},
+        {"scheduler": "asha", "trials": 4, "max_concurrent": 1, "grace": 4, "reduction_factor": 2},
+        {"scheduler": "pbt", "trials": 2, "perturbation_interval": 4},
+    ],
+    ids=["optuna", "asha", "pbt"],
+)
+def test_a_search_whose_own_process_is_killed_goes_on(tmp_path: Path, kind: dict[str, Any]) -> None:
+    content = {"space": {"ppo.lr": {"loguniform": [1.0e-5, 1.0e-2]}}, **kind}
+    overrides = ("ppo.iterations=12", "watch.every=4")
+    prepared = toy_sweep(tmp_path / "killed", content, overrides=overrides)
+    write_sweep(prepared)
+    names = [f"toy-t{index}-s0" for index in range(prepared.sweep.config.trials)]
+    second = prepared.folder / names[1] / "progress.jsonl"
+    with a_process(prepared.folder) as process:
+        wait_until(lambda: len(read_rows(second)) >= 5, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = (prepared.folder / FILE).read_bytes()
+    told: list[str] = []
+    outcomes = run_sweep(prepared, told.append, open_world=toy_world)
+    assert (prepared.folder / FILE).read_bytes().startswith(before)
+    assert sorted(outcomes) == names
+    assert {outcome.status for outcome in outcomes.values()} <= {"finished", "stopped"}
+    for name, outcome in outcomes.items():
+        rows = read_rows(prepared.folder / name / "progress.jsonl")
+        assert [row["iteration"] for row in rows] == list(range(1, outcome.iterations + 1))
     assert run_sweep(prepared, told.append) == outcomes, "and with nothing missing nothing is started"
 
 
@@ -346,7 +382,9 @@ def test_fixed_schedules_are_measured_once_beside_the_policies(tmp_path: Path) -
         assert set(found.nfe) == set(found.cost) == {float(steps)}
         engine = Engine(ToyBackbone(), reference_config(base.engine, steps))
         observer = Observer(base.observation, ObservationSizes(2, 3), engine.action_names)
-        episodes = rollout(engine, ContinueDecider(engine.action_names), observer, requests, slots=3)
+        episodes = rollout(
+            engine, ContinueDecider(engine.action_names), observer, requests, slots=3, scorer=None
+        )
         images = engine.backbone.decode(torch.stack([episode.latents_CHW for episode in episodes]))
         assert found.quality == tuple(ToyScorer().score(images, [])["image_reward"].tolist())
     told: list[str] = []

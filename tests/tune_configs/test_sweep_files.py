@@ -315,6 +315,16 @@ def test_a_range_with_nothing_in_it_is_one_line(space: dict[str, Any], said: str
             [],
             "small/clip_param=1: ppo.clip_param=1.0",
         ),
+        (
+            {"space": {}, "variants": {"plain": [], "odd": ["engine.actions=[continue,stopp]"]}},
+            [],
+            "small/odd: engine.actions has 'stopp'; accepted: continue, stop",
+        ),
+        (
+            {"space": {}, "variants": {"steered": ["engine.actions=[continue,stop,guidance-3]"]}},
+            ["engine.guidance_rule=none"],
+            "small/steered: engine.actions has 'guidance-3'; accepted with engine.guidance_rule 'none'",
+        ),
         ({}, ["watch.split=test"], "watch.split=test: give another split"),
         ({}, ["watch.keep=best"], "watch.keep=best: give last"),
         ({}, ["ppo.lrr=1"], "unknown option 'ppo.lrr'"),

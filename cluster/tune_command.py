@@ -22,11 +22,11 @@ from learner import registry
 from learner.champions import Champions
 from learner.registration import read_result, register_run
 from tune_configs.conversion import nearest
-from tune_configs.ledger import Outcome, read_outcomes
+from tune_configs.ledger import Outcome, is_done, read_outcomes
 from tune_configs.loading import STUDIES, compose
 from tune_configs.mlflow_sweep import SweepTracking
 from tune_configs.objective import better
-from tune_configs.plan import shared_overrides
+from tune_configs.plan import TrialSpec, shared_overrides
 from tune_configs.results import Row, best_variants, table
 from tune_configs.sweep import FILE, Prepared, prepare, run_sweep, stored
 from tune_configs.sweep_config import SweepConfig
@@ -64,13 +64,16 @@ def tune_and_report(overrides: Sequence[str], *, resume: str | None, long: str |
 
 
 def _tell(prepared: Prepared) -> None:
-    """The trials, a line each; of those that a searcher will propose what is known."""
+    """The trials that are to be run, a line each; of those that a searcher will propose what is known."""
+    outcomes = read_outcomes(prepared.folder)
     for spec in prepared.specs:
-        typer.echo(f"{spec.id} ({', '.join(spec.labels)}): {shlex.join(spec.overrides)}")
+        if not is_done(outcomes, spec):
+            typer.echo(f"{spec.id} ({', '.join(spec.labels)}): {shlex.join(spec.overrides)}")
     config = prepared.sweep.config
     if config.searcher != "none":
+        left = config.trials - sum(outcome.status != "failed" for outcome in outcomes.values())
         alike = shlex.join([*config.base, *prepared.overrides])
-        typer.echo(f"{config.trials} trials that {config.searcher} proposes: {alike}")
+        typer.echo(f"{left} trials that {config.searcher} proposes: {alike}")
         for option, dimension in config.space.items():
             kind = next(kind for kind in ("uniform", "loguniform", "choice") if getattr(dimension, kind))
             typer.echo(f"  {option}: {kind} {list(dimension.ends)}")
@@ -140,6 +143,8 @@ def _prepare(folder: Path, sweep: Sweep, overrides: Sequence[str], words: Sequen
     prepared = prepare(
         sweep, [redacted(text) for text in overrides], folder, uri, [redacted(word) for word in words]
     )
+    if settings.run.backbone.scorers is not None:  # the embedded world's own give everything
+        _check_scores(prepared.specs)
     for spec in prepared.specs:
         for text in spec.overrides:
             if text.startswith(_HEAD) and not Path(text.removeprefix(_HEAD)).is_file():
@@ -149,6 +154,15 @@ def _prepare(folder: Path, sweep: Sweep, overrides: Sequence[str], words: Sequen
                     f"{file} --steps {engine.num_steps} --guidance {engine.guidance_scale:g}"
                 )
     return prepared
+
+
+def _check_scores(specs: Sequence[TrialSpec]) -> None:
+    """UserError for a trial that asks its reward models for a score that they do not give."""
+    for spec in specs:
+        try:
+            check_reward_models(compose(spec.overrides))
+        except UserError as error:
+            raise UserError(f"{spec.labels[0]}: {error}") from error
 
 
 def _run(prepared: Prepared) -> tuple[int, list[Row], dict[str, Outcome]]:

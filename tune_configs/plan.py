@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.actions import Guide, make_actions
 from actors.errors import UserError
 from learner.config import RunConfig
 from learner.held_out import held_out_requests
@@ -154,6 +155,9 @@ class Planner:
         whole = (*self.sweep.parts[part].base, *self._overrides, *own, f"{_SEED}{seed}")
         try:
             config = run_config(whole)
+            for action in make_actions(config.engine.actions):
+                if isinstance(action, Guide):
+                    action.check(config.engine)
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
         judged, expected = _judged_by(config), _judged_by(self.base)

@@ -72,6 +72,14 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> Trials:
             ["ablation=A4"],
             "A4/learned: engine.refine_head=runs/head.safetensors: no such file; make it with: python",
         ),
+        (
+            [
+                *("sweep=reward", "backbone=sd15", "backbone.scorers.dino=null", "reward.alpha.stability=0"),
+                "observation.look_scores=[image_reward]",
+                "sweep.variants={seeing: ['observation.look_scores=[image_reward,dino]']}",
+            ],
+            "reward/seeing: backbone.scorers.dino=null: give a section, as 'dino' is asked for",
+        ),
         (["sweep=lr", "name=a/b"], "name='a/b': give a folder name without '/'"),
         (["sweep=lr", "seed=5"], "seed=5: trials are seeded by the sweep; give sweep.seeds=[5]"),
         (["--resume", "gone"], "sweep 'gone': not found in runs; there is none yet"),
@@ -132,6 +140,9 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, folder: Path,
     code, out, _ = say("tune", *words)
     assert code == 130
     assert "1 of 3 trials have ended; go on with: addiffusion tune --resume mine" in out
+    code, out, _ = say("tune", "--resume", "mine", "--dry-run")
+    assert code == 0
+    assert [line.partition(" ")[0] for line in out.splitlines()] == ["lr-lr=0.0003-s0", "lr-lr=0.001-s0"]
     trials.limit = 100
     assert say("tune", "--resume", "mine")[0] == 0
     told = unescape((folder / "runs/mine/report.html").read_text())

@@ -169,8 +169,13 @@ def _run(prepared: Prepared) -> tuple[int, list[Row], dict[str, Outcome]]:
     """Run what is missing, write the tables, and say what came of it."""
     folder, sweep = prepared.folder, prepared.sweep
     typer.echo(f"sweep: {folder}")
+    interrupted = False
     try:
         run_sweep(prepared, typer.echo)
+    except KeyboardInterrupt:  # which Tune keeps to itself, so outside of it
+        if not (folder / FILE).exists():
+            raise
+        interrupted = True
     except BaseException:
         if (folder / FILE).exists():  # else it was refused, and the message is all there is
             _tables(prepared)
@@ -182,7 +187,7 @@ def _run(prepared: Prepared) -> tuple[int, list[Row], dict[str, Outcome]]:
     planned = len(prepared.specs) or sweep.config.trials
     ended = len(outcomes)
     failed = sum(outcome.status == "failed" for outcome in outcomes.values())
-    if ended < planned:
+    if interrupted or ended < planned:
         typer.echo(
             f"{ended} of {planned} trials have ended; go on with: addiffusion tune --resume {_given(folder)}"
         )

@@ -153,6 +153,21 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(say: Say, folder: Path,
     assert (code, err) == (2, "error: ppo.lr=1: a sweep that exists keeps its options; give --resume alone\n")
 
 
+def test_ctrl_c_outside_of_tune_leaves_tables_and_says_how_to_go_on(
+    say: Say, folder: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(prepared: Prepared, report: Callable[[str], None]) -> None:
+        trials(prepared, report)
+        raise KeyboardInterrupt
+
+    trials.limit = 1
+    monkeypatch.setattr("cluster.tune_command.run_sweep", run)
+    code, out, _ = say("tune", "sweep=lr", UNTRACKED)
+    assert code == 130
+    assert out.endswith("1 of 3 trials have ended; go on with: addiffusion tune --resume lr\n")
+    assert (folder / "runs/lr/results.md").is_file()
+
+
 def test_a_sweep_elsewhere_is_gone_on_with_by_its_path(say: Say, trials: Trials) -> None:
     trials.limit = 1
     code, out, _ = say("tune", "sweep=lr", UNTRACKED, "name=mine", "runs_dir=elsewhere")

@@ -1,6 +1,6 @@
-"""One process at a time trains a run.
+"""One process at a time works on a run, or on a sweep.
 
-Always true here: who holds a run's lock has it until it ends, however it ends; the file that stays behind
+Always true here: who holds a folder's lock has it until it ends, however it ends; the file that stays behind
 means nothing.
 """
 
@@ -17,12 +17,14 @@ FILE = "run.lock"
 
 
 class RunIsBusyError(UserError):
-    """Another process trains this run: what is in its folder is not ours to tidy up."""
+    """Another process works on it: what is in its folder is not ours to tidy up."""
 
 
 @contextmanager
-def alone(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock. RunIsBusyError if another process does, UserError where the disk refuses.
+def alone(run_dir: Path, kind: str = "run") -> Iterator[None]:
+    """Hold the lock of a run's folder, or of another kind's.
+
+    RunIsBusyError if another process has it, UserError where the disk refuses.
 
     It counts on all machines where the file system has locks for them; on one that has none nobody is kept
     out.
@@ -37,7 +39,7 @@ def alone(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunIsBusyError(
-                f"run {run_dir}: another process is training it; wait until it has ended"
+                f"{kind} {run_dir}: another process is working on it; wait until it has ended"
             ) from None
         except OSError:  # a file system without locks
             pass

@@ -8,7 +8,6 @@ missing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import logging
 import math
@@ -26,6 +25,7 @@ from actors.files import written_aside
 from learner import session
 from learner.config import RunConfig
 from learner.placement import RUNNER, Demand, demands
+from learner.run_lock import alone
 from rewards_service import service
 from tune_configs.admission import Admission
 from tune_configs.fixed_schedules import fixed_specs, is_fixed, measure_fixed
@@ -40,7 +40,6 @@ from tune_configs.trial import OpenWorld
 from tune_configs.tuner import Recorder, Report, make_tuner
 
 FILE = "sweep.yaml"
-LOCK = ".lock"
 _CPUS = "sweep.cpus_per_trial"
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger and the trials' own files have it all
@@ -114,7 +113,8 @@ def run_sweep(
     """
     folder, config = prepared.folder, prepared.sweep.config
     if config.schedule is not None:
-        with _holding(prepared):
+        with alone(folder, "sweep"):
+            write_sweep(prepared)
             return search_schedules(folder, config, prepared.base, prepared.specs, report)
     known = read_outcomes(folder)
     missing = [spec for spec in prepared.specs if not is_done(known, spec)]
@@ -131,7 +131,8 @@ def run_sweep(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with session.connected(resources.address, resources.num_cpus or cpus):
         session.make_room(resources, wanted, report)
-        with _holding(prepared), _world(prepared.base, open_world) as opened:
+        with alone(folder, "sweep"), _world(prepared.base, open_world) as opened:
+            write_sweep(prepared)
             ledger = Ledger(folder)
             admission = Admission(
                 config.memory_reserve_gib,
@@ -182,24 +183,6 @@ def trial_demands(base: RunConfig, config: SweepConfig) -> list[Demand]:
 def trial_bundles(base: RunConfig, config: SweepConfig) -> list[dict[str, float]]:
     """What Ray reserves for a trial: its own process, and one bundle for each of its env runners."""
     return [demand.bundle for demand in trial_demands(base, config) for _ in range(demand.count)]
-
-
-@contextlib.contextmanager
-def _holding(prepared: Prepared) -> Iterator[None]:
-    """Write the sweep into its folder, and keep other processes from running it until this one has ended.
-
-    Raises UserError if another one runs it, or the disk refuses. Without locks nobody is kept away.
-    """
-    write_sweep(prepared)
-    with (prepared.folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel's: it ends with this process
-        except BlockingIOError as error:
-            name = prepared.folder.name
-            raise UserError(f"sweep '{name}': another process is running it; wait, or end it") from error
-        except OSError:
-            pass
-        yield
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended_however_it_ends(t
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=r"mine: another process is training it"), alone(run_dir):
+        with pytest.raises(UserError, match=r"mine: another process is working on it"), alone(run_dir):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()

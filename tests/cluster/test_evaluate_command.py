@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import ray
@@ -19,14 +23,6 @@ ON_A_GPU = EvaluationConfig(device="cuda", address="auto", workers=4)
 @pytest.fixture
 def _no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.fixture(scope="module")
-def _cluster() -> Iterator[None]:
-    """One whose nodes say that they have a GPU."""
-    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def place(config: EvaluationConfig) -> tuple[int, int, list[int]]:
@@ -52,15 +48,33 @@ def test_without_a_gpu_and_a_cluster_it_is_one_line() -> None:
         where_the_device_is(EvaluationConfig(device="cuda"), place)
 
 
-@pytest.mark.usefixtures("_no_gpu_here", "_cluster")
-def test_it_goes_to_a_gpu_of_the_cluster_in_place_of_a_worker() -> None:
-    process, workers, gpus = where_the_device_is(ON_A_GPU, place)
-    assert process != os.getpid()
-    assert workers == 3
-    assert len(gpus) == 1
+def in_a_cluster() -> None:
+    """What comes back from a cluster whose node says that it has a GPU, as JSON."""
+    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, logging_level="ERROR")
+    with mock.patch.object(torch.cuda, "is_available", return_value=False):
+        process, workers, gpus = where_the_device_is(ON_A_GPU, place)
+        try:
+            where_the_device_is(ON_A_GPU, refuse)
+        except UserError as error:
+            told = str(error)
+    print(json.dumps([process != os.getpid(), workers, len(gpus), told]))  # noqa: T201
 
 
-@pytest.mark.usefixtures("_no_gpu_here", "_cluster")
-def test_a_mistake_that_shows_there_is_told_here() -> None:
-    with pytest.raises(UserError, match=r"^evaluation\.prompts=none\.txt: no such file$"):
-        where_the_device_is(ON_A_GPU, refuse)
+def test_it_goes_to_a_gpu_of_the_cluster_in_place_of_a_worker_and_mistakes_come_back() -> None:
+    """In a process of its own: the tests' shared Ray has no GPU."""
+    code = f"from {__name__} import in_a_cluster; in_a_cluster()"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == [
+        True,
+        3,
+        1,
+        "evaluation.prompts=none.txt: no such file",
+    ]

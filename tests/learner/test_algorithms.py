@@ -121,18 +121,25 @@ def test_an_asynchronous_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_an_asynchronous_run_survives_the_loss_of_an_env_runner(tmp_path: Path) -> None:
     config = asynchronous(tmp_path, checkpoints=CheckpointConfig(every=100, trajectories=False))
-    config = replace(config, ppo=replace(config.ppo, iterations=8))
+    config = replace(config, ppo=replace(config.ppo, iterations=400))
     killed: list[int] = []
+    said: list[int] = []
 
     def kill(row: dict[str, Any]) -> None:
-        if row.get("iteration") == 2 and not killed:
-            pid = _env_runner_pid()
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
+        """One is killed; four iterations after that was said, the run is asked to end."""
+        iteration = row.get("iteration", 0)
+        if row["phase"] == "training" and iteration == 2:
+            killed.append(_env_runner_pid())
+            os.kill(killed[0], signal.SIGKILL)
+        if row["phase"] == "event":
+            said.append(iteration)
+        if row["phase"] == "training" and said and iteration == said[0] + 4:
+            os.kill(os.getpid(), signal.SIGINT)
 
     result = train(config, progress=kill, world=toy_world)
-    assert killed
-    assert (result.ended, result.iterations) == ("finished", 8)
+    assert len(killed) == 1
+    assert result.ended == "interrupted", "it goes on until it is asked to end"
+    assert result.iterations >= said[0] + 4
     assert all(row["episodes"] >= 16 for row in read_rows(result.run_dir / "progress.jsonl"))
     (event,) = read_events(result.run_dir)
     assert event.kind == "env_runners"

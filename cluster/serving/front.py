@@ -60,6 +60,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_MODEL_NAME = {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
+
+
 class Front:
     """The endpoint's routes, on painters that may be anywhere."""
 
@@ -80,6 +83,14 @@ class Front:
         )
         self._route(app, "/v1/images/generations", self.generations, "POST", responses=_GENERATIONS)
         self._route(app, "/v1/models", self.models, "GET", responses=_only(400, 401, 421, 503))
+        self._route(
+            app,
+            "/v1/models/{name:path}",
+            self.model,
+            "GET",
+            openapi_extra=_MODEL_NAME,
+            responses=_only(400, 401, 404, 421, 503),
+        )
         self._route(app, "/metrics", self.metrics, "GET", response_class=PlainTextResponse)
         self._route(app, "/healthz", self.healthz, "GET", token=False, responses=_only(400, 421, 503))
         self._route(app, "/", self.page, "GET", token=False, response_class=HTMLResponse)
@@ -92,7 +103,7 @@ class Front:
         self, app: FastAPI, path: str, handler: Callable[[Request], Any], method: str, **options: Any
     ) -> None:
         token = options.pop("token", True)
-        extra = _REQUEST_BODY if method == "POST" else None
+        extra = options.pop("openapi_extra", _REQUEST_BODY if method == "POST" else None)
 
         async def guarded(request: Request) -> Response:
             refused = self._rules.check_host(request) or self._rules.check_headers(request)
@@ -122,9 +133,8 @@ class Front:
         card = self._card[1] if self._card is not None else await self._describe()
         if isinstance(card, Refused):
             return self._refuse(card)
-        if asked.model not in (None, card.name, card.name.partition("@")[0]):
-            wrong = Refused(404, f"model: accepted: {card.name}", param="model", code="model_not_found")
-            return self._refuse(wrong)
+        if asked.model is not None and not _is_called(card, asked.model):
+            return self._refuse(_other_model(card))
         seed = asked.seed if asked.seed is not None else secrets.randbelow(2**32)
         admitted = self.gate.admit(_images(asked, seed))
         if isinstance(admitted, Refused):
@@ -162,10 +172,16 @@ class Front:
         card = await self._describe()
         if isinstance(card, Refused):
             return self._refuse(card, counted=False)
-        listed = {"id": card.name, "object": "model", "created": 0, "owned_by": "addiffusion"}
-        told = {"version": card.version, "size": card.size, "max_nfe": card.max_nfe, "quality": card.quality}
-        details = {"num_steps": card.num_steps, "actions": list(card.actions)}
-        return JSONResponse({"object": "list", "data": [listed | told | details]})
+        return JSONResponse({"object": "list", "data": [_told(card)]})
+
+    async def model(self, request: Request) -> Response:
+        """The same model by its name, which may contain slashes."""
+        card = await self._describe()
+        if isinstance(card, Refused):
+            return self._refuse(card, counted=False)
+        if not _is_called(card, request.path_params["name"]):
+            return self._refuse(_other_model(card), counted=False)
+        return JSONResponse(_told(card))
 
     async def healthz(self, request: Request) -> Response:
         """200 while an image could be painted, else 503."""
@@ -234,6 +250,22 @@ def _images(asked: GenerationRequest, seed: int) -> list[PaintRequest]:
         )
         for number in range(asked.n)
     ]
+
+
+def _told(card: ModelCard) -> dict[str, Any]:
+    """A model as OpenAI's API has it, and what is ours."""
+    listed = {"id": card.name, "object": "model", "created": 0, "owned_by": "addiffusion"}
+    told = {"version": card.version, "size": card.size, "max_nfe": card.max_nfe, "quality": card.quality}
+    return listed | told | {"num_steps": card.num_steps, "actions": list(card.actions)}
+
+
+def _is_called(card: ModelCard, name: str) -> bool:
+    """With or without its alias."""
+    return name in (card.name, card.name.partition("@")[0])
+
+
+def _other_model(card: ModelCard) -> Refused:
+    return Refused(404, f"model: accepted: {card.name}", param="model", code="model_not_found")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

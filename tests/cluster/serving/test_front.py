@@ -275,6 +275,11 @@ def test_models_and_refusals_of_the_painter() -> None:
     async def use(desk: Desk) -> None:
         (model,) = (await desk.client.get("/v1/models")).json()["data"]
         assert (model["id"], model["object"], model["version"]) == ("shapes@champion", "model", "3")
+        for name in ("shapes@champion", "shapes", "shapes%40champion"):
+            assert (await desk.client.get(f"/v1/models/{name}")).json() == model
+        for name in ("dall-e-3", "shapes@candidate", "a/b", "%00", ""):
+            other = await desk.client.get(f"/v1/models/{name}")
+            assert assert_is_error(other, 404)["code"] == "model_not_found"
         assert assert_is_error(await desk.ask(model="dall-e-3"), 404)["code"] == "model_not_found"
         assert (await desk.ask(model="shapes")).status_code == 200
         desk.painters.refusal = Refused(422, "no", param="quality_floor", code="quality_floor_unreachable")
@@ -316,7 +321,7 @@ def test_the_token_is_asked_for_where_something_is_told(caplog: pytest.LogCaptur
             response = await desk.ask()
             assert assert_is_error(response, 401)["code"] == "invalid_api_key"
             assert response.headers["www-authenticate"] == "Bearer"
-            for path in ("/v1/models", "/metrics"):
+            for path in ("/v1/models", "/v1/models/shapes", "/metrics"):
                 assert_is_error(await desk.client.get(path), 401)
             for path in ("/healthz", "/", "/openapi.json"):
                 assert (await desk.client.get(path)).status_code == 200

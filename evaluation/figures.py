@@ -312,7 +312,7 @@ def _name(axes: Axes, text: str, method: Mapping[str, Any], axis: str, look: Loo
         fontsize=8.5,
         color=look.colour,
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        zorder=4,
+        zorder=6,
     )
 
 

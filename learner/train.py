@@ -1,9 +1,9 @@
 """The training entry: from a config to a policy that is saved, registered and ready to use.
 
-Always true here: one seed gives one result, however the episodes were spread over runners, groups and
-slots; a resumed run goes on with the counters, the optimiser, the random numbers and the price of
-compute it had; nothing is started before the config has been found possible; two processes never train one
-run.
+Always true here: one seed and one number of env runners, by which a batch is ordered, give one result,
+whatever the groups, slots and timing; a resumed run goes on with the counters, the optimiser, the random
+numbers and the price of compute it had; nothing is started before the config has been found possible; two
+processes never train one run.
 """
 
 from __future__ import annotations

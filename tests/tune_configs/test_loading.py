@@ -298,7 +298,10 @@ def test_a_file_of_options_is_checked_as_overrides_are(
         compose([f"@{path}"])
 
 
-def test_offline_options_are_all_written_down_and_checked() -> None:
+def test_offline_options_are_all_written_down_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a checkout may hold a run of this name
     written = yaml.safe_load((FOLDER / "offline.yaml").read_text(encoding="utf-8"))
     stated = {
         join(section, name) for section, inner in [("", written), *_sections(written)] for name in inner

@@ -75,6 +75,7 @@ def check_inputs(settings: Settings) -> None:
     from actors.actions import make_actions
     from actors.prompt_hub import PREFIX
     from evaluation.baselines import check_baselines
+    from evaluation.evaluate import evaluation_requests
 
     free = shutil.disk_usage(existing_parent(Path(settings.run.runs_dir))).free
     if free < DISK_BYTES:
@@ -83,8 +84,10 @@ def check_inputs(settings: Settings) -> None:
             f"give a folder with at least {DISK_BYTES / 1e6:.0f} MB"
         )
     settings.run.prompts.load()
-    fetched = settings.evaluation.prompts.startswith(PREFIX)
-    settings.evaluation.load_prompts(limit=1 if fetched or settings.evaluation.prompts == "shapes" else None)
+    if settings.evaluation.prompts == "shapes" or settings.evaluation.prompts.startswith(PREFIX):
+        settings.evaluation.load_prompts(limit=1)
+    else:
+        evaluation_requests(settings.evaluation)  # also whether they are enough to compare on
     make_actions(settings.run.engine.actions)
     check_baselines(settings.evaluation.baselines, settings.run.engine)
 

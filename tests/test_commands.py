@@ -49,7 +49,7 @@ SWEEP = [
 SMALLER = {
     "train --resume": ["ppo.iterations=3", *EVALUATION],
     "train --dry-run": [],
-    "train prompts=file": [*TRAINING, *EVALUATION, "watch.every=0"],
+    "train prompts=file": [*TRAINING, *EVALUATION, "evaluation.prompts_per_tier=2", "watch.every=0"],
     "train": [*TRAINING, *EVALUATION],
     "evaluate": EVALUATION,
     "metrics": ["evaluation.metrics.names=[nfe,strict]"],

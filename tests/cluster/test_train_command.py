@@ -140,3 +140,13 @@ def test_reward_models_that_are_not_there_are_found_before_anything_starts(
     assert said in err
     assert err.count("\n") == 1
     assert list(folder.iterdir()) == []
+
+
+def test_too_few_prompts_to_compare_on_are_told_before_training(say: Say, folder: Path, calls: Calls) -> None:
+    (folder / "mine.txt").write_text("a red circle\na blue star\n")
+    options = ["prompts=file", "prompts.source=mine.txt", "evaluation.prompts=mine.txt", "watch.every=0"]
+    code, _, err = say("train", *options, "evaluation.prompts_per_tier=1")
+    assert code == 2
+    assert err == "error: evaluation.prompts=mine.txt: give at least two different prompts\n"
+    assert calls.trained == []
+    assert say("train", *options)[0] == 0

@@ -91,11 +91,7 @@ def evaluate(
     start = time.perf_counter()
     policy = conditions.apply(read_policy(policy_dir, greedy=config.greedy, seed=config.seed))
     baselines = baseline_methods(policy, config)
-    if all(method.baseline.oracle for method in baselines):
-        raise UserError(
-            f"evaluation.baselines={','.join(config.baselines)}: bounds only, with which nothing is compared;"
-            " name a method too, for instance dpmpp-10"
-        )
+    check_not_only_bounds(baselines, config)
     requests = evaluation_requests(config)
     open_bench = recipe(policy.trained.backbone, config)
     bench = open_bench()
@@ -224,6 +220,15 @@ def baseline_methods(policy: PolicyMethod, config: EvaluationConfig) -> list[Bas
         BaselineMethod(baseline, baseline.engine_config(policy.engine))
         for baseline in map(parse_baseline, config.baselines)
     ]
+
+
+def check_not_only_bounds(baselines: Sequence[BaselineMethod], config: EvaluationConfig) -> None:
+    """UserError where nothing is named that a policy can be compared with."""
+    if all(method.baseline.oracle for method in baselines):
+        raise UserError(
+            f"evaluation.baselines={','.join(config.baselines)}: bounds only, with which nothing is compared;"
+            " name a method too, for instance dpmpp-10"
+        )
 
 
 def _record_traces(

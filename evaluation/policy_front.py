@@ -24,7 +24,14 @@ from actors.files import written_aside
 from evaluation import figures
 from evaluation.bench import bench_recipe
 from evaluation.config import EvaluationConfig
-from evaluation.evaluate import Recipe, baseline_methods, evaluation_requests, image_store, images_of
+from evaluation.evaluate import (
+    Recipe,
+    baseline_methods,
+    check_not_only_bounds,
+    evaluation_requests,
+    image_store,
+    images_of,
+)
 from evaluation.headline import signed
 from evaluation.hypotheses import ALPHA, equal_cost
 from evaluation.methods import Method, PolicyMethod, read_policy
@@ -56,11 +63,7 @@ def policy_front(
     }
     all_policies = [(name, policy) for name, group in policies.items() for policy in group]
     baselines = baseline_methods(all_policies[0][1], config)
-    if all(method.baseline.oracle for method in baselines):
-        raise UserError(
-            f"evaluation.baselines={','.join(config.baselines)}: bounds only, with which nothing is compared;"
-            " name a method too, for instance dpmpp-10"
-        )
+    check_not_only_bounds(baselines, config)
     _check_comparable(all_policies, config)
     requests = evaluation_requests(config)
     open_bench = recipe(all_policies[0][1].trained.backbone, config)

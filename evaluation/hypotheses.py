@@ -87,7 +87,7 @@ def equal_cost(
         for axis in ("nfe", "cost")
         for comparison in _at_own_cost(policy, baselines, resampling, axis)
     ]
-    hardest = min(comparisons, key=lambda comparison: comparison["ci95"][0])
+    hardest = min(comparisons, key=lambda comparison: (comparison["ci95"][0], comparison["estimate"]))
     passed: bool | None = resampling.num_prompts >= FEWEST_PROMPTS and all(
         one["estimate"] > 0 and one["p"] < ALPHA for one in comparisons
     )

@@ -64,9 +64,8 @@ def power_of(
     noncentrality, critical = _test(difference, variation, prompts, seeds, alpha)
     if math.isinf(noncentrality):
         return 1.0
-    return float(
-        nct.sf(critical, prompts - 1, noncentrality) + nct.cdf(-critical, prompts - 1, noncentrality)
-    )
+    # The lower tail as the mirrored upper one: SciPy's cdf is NaN there for noncentralities of 8 and more.
+    return float(sum(nct.sf(critical, prompts - 1, side * noncentrality) for side in (1.0, -1.0)))
 
 
 def non_inferiority_power(

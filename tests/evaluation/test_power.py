@@ -44,6 +44,20 @@ def test_power_is_how_often_students_test_rejects(prompts: int, seeds: int, diff
     )
 
 
+@pytest.mark.parametrize("prompts", [2, 3, 4, 6, 11])
+def test_a_handful_of_prompts_shows_only_large_differences(prompts: int) -> None:
+    difference = detectable_difference(PLAIN, prompts, 3)
+    p = scipy.stats.ttest_1samp(studies(PLAIN, difference, prompts, 3, 20_000), 0.0, axis=1).pvalue
+    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.011)
+
+
+@pytest.mark.parametrize("errors", [0.1, 8.0, 10.0, 37.0, 60.0, 1e4])
+def test_no_difference_is_too_large_for_the_power(errors: float) -> None:
+    for prompts in (2, 5, 200, 5_000):
+        power = power_of(errors * PLAIN.standard_error(prompts, 3), PLAIN, prompts, 3)
+        assert 0.05 <= power <= 1.0
+
+
 def test_many_prompts_give_the_textbooks_formula() -> None:
     expected = (scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(0.8)) * PLAIN.standard_error(5_000, 3)
     assert detectable_difference(PLAIN, 5_000, 3) == pytest.approx(expected, rel=1e-3)

@@ -194,7 +194,7 @@ def bench_serving(
     from cluster.serving.application import ServingSettings, free_port
     from cluster.serving.benchmark import Load, benchmark_prompts, measure, table
     from evaluation.progress import progress_bar
-    from learner.session import connected
+    from learner.connection import connected
 
     load = Load(benchmark_prompts(requests), clients, slots)
     with connected(None, 2), progress_bar() as progress:

@@ -73,10 +73,10 @@ def where_the_device_is(config: EvaluationConfig, measure: Callable[[EvaluationC
         )
     import ray
 
-    from learner.session import connected
+    from learner.connection import connected
 
     fewer = replace(config, workers=max(1, config.workers - 1))
-    with connected(config.address, 1):
+    with connected(config.address, option="evaluation.address"):
         task = ray.remote(num_cpus=1, num_gpus=config.worker_gpus, max_retries=0)(_call)
         try:
             found: _T = ray.get(task.remote(measure, fewer))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -131,27 +131,11 @@ def calibrate(
     )
 
 
-@contextmanager
-def _cluster(address: str, option: str) -> Iterator[None]:
+def _cluster(address: str, option: str) -> AbstractContextManager[None]:
     """Connected to a running cluster, and disconnected at the end unless the connection was there before."""
-    import logging
+    from learner.connection import connected
 
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"{option}={address}: cannot connect; start a cluster with `ray start --head`, and give "
-            "this process its token where it has one (RAY_AUTH_MODE=token)"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    return connected(address, option=option, log_to_driver=False)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def serve_model(
 
     from cluster.serving import application
     from cluster.serving.painter import PainterSettings
-    from learner.session import connected
+    from learner.connection import connected
 
     if options.address is None and not ray.is_initialized():
         application.check_port(options.host, options.port)
@@ -122,7 +122,9 @@ def serve_model(
     stopping = stop if stop is not None else threading.Event()
     patience_s = _SETTLING_S if options.address is None else trained.run.resources.patience_s
     with contextlib.ExitStack() as running:
-        running.enter_context(connected(options.address, max(os.cpu_count() or 1, options.replicas + 1)))
+        running.enter_context(
+            connected(options.address, max(os.cpu_count() or 1, options.replicas + 1), "--address")
+        )
         signals = running.enter_context(_until_signal(stopping))  # after ray.init, which takes SIGTERM over
         try:
             application.check_room(settings, patience_s, typer.echo)

@@ -22,7 +22,7 @@ from evaluation.bench import Bench
 from evaluation.generate import Job, Workers, make_and_keep
 from evaluation.rows import SCHEMA, ImageRow, from_records, to_records
 from evaluation.store import ImageStore
-from learner.session import connected
+from learner.connection import connected
 
 JOB = "job"
 _REPORTED = pa.schema([(JOB, pa.int64()), *SCHEMA])
@@ -51,7 +51,8 @@ def run_in_pool(
 ) -> Iterator[tuple[Job, tuple[ImageRow, ...]]]:
     """Rows of every job, as they get ready."""
     count = min(workers.count, len(jobs))
-    with connected(workers.address, count + 1):  # one for Ray Data itself, should it want any
+    cpus = count + 1  # one for Ray Data itself, should it want any
+    with connected(workers.address, cpus, "evaluation.address"):
         _quiet()
         rows = ray.data.from_items(
             [{JOB: index} for index in range(len(jobs))], override_num_blocks=len(jobs)

@@ -26,7 +26,8 @@ from actors.errors import UserError
 from actors.files import written_aside
 from actors.policy import PolicyNetwork, save_policy
 from actors.trajectory_origin import Origin, common_origin
-from learner import registry, session
+from learner import registry
+from learner.connection import connected
 from learner.guards import StopRequest, TrainingFailure, check_finite
 from learner.offline_config import OfflineConfig
 from learner.offline_data import Survey, survey
@@ -82,7 +83,7 @@ def train_offline(config: OfflineConfig, report: Report | None = None) -> Offlin
 def _ray(config: OfflineConfig) -> contextlib.AbstractContextManager[None]:
     if config.algorithm == "dpo":
         return contextlib.nullcontext()
-    return session.connected(None, config.num_cpus or os.cpu_count() or 1)
+    return connected(None, config.num_cpus or os.cpu_count() or 1)
 
 
 def _updates(

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import ray
@@ -30,8 +28,9 @@ from actors.errors import UserError
 from actors.kept import Kept
 from actors.observations import ObservationConfig, ObservationSizes, Observer
 from learner.config import RunConfig
+from learner.connection import connected
 from learner.placement import Demand, Node, check_apart, demands, lack
-from learner.resources import OBJECT_STORE_BYTES, ResourcesConfig
+from learner.resources import ResourcesConfig
 from rewards_service import service
 from rewards_service.actor import PoolSpec
 from rewards_service.contracts import RewardClient
@@ -42,14 +41,6 @@ from shapes import weights
 #: A Ray of one's own has nobody to wait for, but processes of an earlier run take a moment to end.
 _SETTLING_S = 30.0
 _POLL_S = 1.0
-_STARTS = 3
-_TOO_SLOW = "timed out during startup"
-#: What a local Ray and its workers inherit: nothing is reported, libraries' deprecations are not ours.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-    "RAY_worker_niceness": "0",  # at Ray's 15 anything else on a small machine starves the env runners
-}
 
 
 @dataclass(frozen=True)
@@ -135,48 +126,6 @@ def free_nodes() -> list[Node]:
     """The same less what is held."""
     held: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
     return [Node.of(resources) for resources in held.values()]
-
-
-@contextlib.contextmanager
-def connected(address: str | None, num_cpus: int) -> Iterator[None]:
-    """Connect to Ray, starting a local one if no address is given; stop it if it was started here."""
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield
-        return
-    local = address is None
-    options = {"num_cpus": num_cpus, "object_store_memory": OBJECT_STORE_BYTES} if local else {}
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    _init(
-        address="local" if local else address,
-        include_dashboard=False if local else None,
-        logging_level=logging.ERROR,
-        **options,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _init(**options: Any) -> None:
-    """`ray.init`, once more where a busy machine took longer than the 30 s that Ray gives it and no option
-    changes. Raises UserError where that does not help.
-    """
-    for left in reversed(range(_STARTS)):
-        try:
-            ray.init(**options)
-            return
-        except Exception as error:  # Ray has no class of its own for it
-            if _TOO_SLOW not in str(error):
-                raise
-            ray.shutdown()
-            if not left:
-                raise UserError(
-                    f"Ray did not start within 30 s, {_STARTS} times: this machine is too busy; wait until "
-                    "other work has ended, or give resources.address of a Ray that runs already"
-                ) from error
 
 
 @contextlib.contextmanager

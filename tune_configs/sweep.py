@@ -24,6 +24,7 @@ from actors.errors import UserError, redacted
 from actors.files import written_aside
 from learner import session
 from learner.config import RunConfig
+from learner.connection import connected
 from learner.placement import RUNNER, Demand, demands
 from learner.run_lock import alone
 from rewards_service import service
@@ -129,7 +130,7 @@ def run_sweep(
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    with session.connected(resources.address, resources.num_cpus or cpus):
+    with connected(resources.address, resources.num_cpus or cpus):
         session.make_room(resources, wanted, report)
         with alone(folder, "sweep"), _world(prepared.base, open_world) as opened:
             write_sweep(prepared)

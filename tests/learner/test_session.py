@@ -146,37 +146,3 @@ def test_what_a_ray_of_ones_own_lacks_is_not_waited_for(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"resources.num_env_runners=2: each env runner asks for 0"):
         session.make_room(ResourcesConfig(), wanted, told.append)
     assert not told
-
-
-@pytest.mark.parametrize("failures", [0, 2, 3])
-def test_a_ray_that_a_busy_machine_keeps_waiting_is_started_again_and_then_given_up(
-    failures: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def init(**options: object) -> None:
-        calls.append(options)
-        if len(calls) <= failures:
-            raise Exception("The current node timed out during startup. This could happen because ...")
-
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", init)
-    monkeypatch.setattr("ray.shutdown", lambda: None)
-    given_up = pytest.raises(UserError, match="did not start within 30 s, 3 times")
-    with given_up if failures == 3 else contextlib.nullcontext(), session.connected(None, 1):
-        pass
-    assert len(calls) == min(failures + 1, 3)
-
-
-def test_what_else_goes_wrong_with_ray_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def init(**options: object) -> None:
-        calls.append(options)
-        raise ConnectionError("nobody answers")
-
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.init", init)
-    with pytest.raises(ConnectionError), session.connected(None, 1):
-        pass
-    assert len(calls) == 1

@@ -356,7 +356,7 @@ def test_a_signal_before_it_is_ready_ends_it(
         os.kill(os.getpid(), number)
         time.sleep(60)
 
-    monkeypatch.setattr("learner.session.connected", lambda *args: contextlib.nullcontext())
+    monkeypatch.setattr("learner.connection.connected", lambda *args: contextlib.nullcontext())
     monkeypatch.setattr(application, "check_room", waits_for_room)
     monkeypatch.setattr(application, "served", lambda *args: served.append(args))
     code = serve_model(MODEL, options(port=free_port()), runs_dir=tmp_path / "runs", tracking_uri=None)

@@ -5,13 +5,23 @@ Always true here: the options are train's; images go to the folder that evaluati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from actors.errors import UserError
 from cluster.options import Overrides
+
+if TYPE_CHECKING:
+    from actors.contracts import EpisodeRequest
+    from evaluation.baselines.adadiff import Fitted
+    from evaluation.config import EvaluationConfig
+    from evaluation.rows import ImageRow
+    from evaluation.tables import Table as Means
+    from learner.config import RunConfig
 
 baselines_app = typer.Typer(help="What a policy is compared with.")
 
@@ -44,22 +54,15 @@ def run(
     latex: Annotated[bool, typer.Option("--latex", help="Print the table as LaTeX.")] = False,
 ) -> None:
     """Make and score images with baselines, on the evaluation's prompts; what is there is not made again."""
-    from evaluation.baseline_run import run_baselines
-    from evaluation.progress import progress_bar
+    from cluster.evaluate_command import where_the_device_is
     from evaluation.rows import write_rows
     from tune_configs.loading import compose
 
     settings = compose(overrides or [])
     listed = [name for name in names.split(",") if name]
-    with progress_bar() as progress:
-        rows, table = run_baselines(
-            listed,
-            settings.run.engine,
-            settings.run.backbone,
-            settings.evaluation,
-            Path(settings.run.runs_dir),
-            progress,
-        )
+    rows, table = where_the_device_is(
+        settings.evaluation, partial(_measured, listed, settings.run, Path(settings.run.runs_dir).absolute())
+    )
     if out is not None:
         write_rows(out, [row for found in rows.values() for row in found])
     if latex:
@@ -81,10 +84,8 @@ def fit_adadiff(
 ) -> None:
     """Train the choice of a step count from the prompt; the baseline is then adadiff@FILE."""
     from actors.contracts import EpisodeRequest
-    from evaluation.baselines import adadiff
-    from evaluation.bench import bench_recipe
+    from cluster.evaluate_command import where_the_device_is
     from evaluation.evaluate import noise_seed
-    from evaluation.progress import progress_bar
     from tune_configs.loading import compose
 
     if out.suffix != ".safetensors":
@@ -94,22 +95,47 @@ def fit_adadiff(
     settings = compose(overrides or [])
     chosen = settings.run.prompts.load()[:prompts]
     requests = [EpisodeRequest(one.text, noise_seed(settings.run.seed, one.text, 0)) for one in chosen]
-    bench = bench_recipe(settings.run.backbone, settings.evaluation)()
-    with progress_bar() as progress:
-        fitted = adadiff.fit(
-            bench,
-            requests,
-            settings.run.engine,
-            out,
-            price=adadiff.PRICE if price is None else price,
-            slots=settings.evaluation.slots,
-            seed=settings.run.seed,
-            progress=lambda done, total: progress("adadiff", done, total),
-        )
+    fitted = where_the_device_is(
+        settings.evaluation, partial(_fitted, requests, settings.run, out.absolute(), price)
+    )
     typer.echo(
         f"{out}: {fitted.prompts} prompts, {fitted.nfe} NFE of training; on them it chooses"
         f" {fitted.mean_steps:.1f} of {', '.join(map(str, fitted.steps))} steps on average"
     )
+
+
+def _measured(
+    names: Sequence[str], run: RunConfig, runs_dir: Path, config: EvaluationConfig
+) -> tuple[dict[str, list[ImageRow]], Means]:
+    from evaluation.baseline_run import run_baselines
+    from evaluation.progress import progress_bar
+
+    with progress_bar() as progress:
+        return run_baselines(names, run.engine, run.backbone, config, runs_dir, progress)
+
+
+def _fitted(
+    requests: Sequence[EpisodeRequest],
+    run: RunConfig,
+    out: Path,
+    price: float | None,
+    config: EvaluationConfig,
+) -> Fitted:
+    from evaluation.baselines import adadiff
+    from evaluation.bench import bench_recipe
+    from evaluation.progress import progress_bar
+
+    with progress_bar() as progress:
+        return adadiff.fit(
+            bench_recipe(run.backbone, config)(),
+            requests,
+            run.engine,
+            out,
+            price=adadiff.PRICE if price is None else price,
+            slots=config.slots,
+            seed=run.seed,
+            progress=lambda done, total: progress("adadiff", done, total),
+        )
 
 
 def _print(title: str, header: object, rows: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -52,22 +53,28 @@ def run_transfer(
 ) -> None:
     """Measure every combination and print the matrix; the run's report shows it from then on."""
     from actors.policy_folder import read_trained_policy
+    from cluster.evaluate_command import where_the_device_is
     from evaluation.report import write_report
     from evaluation.summary import SUMMARY_FILE
     from evaluation.transfer import places, transfer, transfer_table
 
-    policy_dir = find_policy(policy, runs_dir)
+    policy_dir = find_policy(policy, runs_dir).absolute()
     config = settings_by_name(policy, runs_dir, overrides).evaluation
     run_dir = policy_dir.parent
-    cells = transfer(
+    measure = partial(
+        transfer,
         policy_dir,
         run_dir,
-        config,
         backbones=["", *filter(None, backbones.split(","))],
         solvers=places(solvers, read_trained_policy(policy_dir).engine),
         datasets=list(filter(None, prompts.split(","))) or [config.prompts],
-        progress=lambda cell: typer.echo(cell, err=True),
+        progress=_say,
     )
+    cells = where_the_device_is(config, lambda config: measure(config=config))
     typer.echo(transfer_table(cells).markdown(), nl=False)
     if (run_dir / SUMMARY_FILE).exists():
         typer.echo(f"report: {write_report(run_dir)}")
+
+
+def _say(cell: str) -> None:
+    typer.echo(cell, err=True)

@@ -22,12 +22,6 @@ from learner.resources import ResourcesConfig
 TIMEOUT_S = 60.0
 SHARED_MEMORY = Path("/dev/shm")
 GIB = 2**30
-_MARK = "nodes: "
-_ASK = f"""
-import json, sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-print({_MARK!r} + json.dumps(ray.nodes()))
-"""
 
 
 def cluster(
@@ -37,28 +31,31 @@ def cluster(
     if resources.address is None:
         return
     try:
-        found = nodes_at(resources.address, timeout_s)
+        found = state_at(resources.address, timeout_s)
     except UserError as error:
         hint = "start it (ray start --head), give its address, or resources.address=null for a local one"
         yield Check("Ray cluster", False, str(error), hint)
         return
-    yield Check("Ray cluster", True, f"{resources.address}: {describe_nodes(found)}")
-    nodes = [Node.of(node["Resources"]) for node in found if node["Alive"]]
+    scaled = ", and an autoscaler" if found["autoscaled"] else ""
+    yield Check("Ray cluster", True, f"{resources.address}: {describe_nodes(found['nodes'])}{scaled}")
+    nodes = [Node.of(node["Resources"]) for node in found["nodes"] if node["Alive"]]
+    asked = ", ".join(f"{demand.count} x {demand.what}" for demand in wanted)
     missing = lack(wanted, nodes)
+    if missing is not None and found["autoscaled"]:
+        asked += f"; not yet there: the autoscaler will be asked, and waited for {resources.patience_s:g} s"
+        missing = None
     try:
         check_apart(resources, wanted, nodes)
     except UserError as error:
         missing = missing or str(error)
-    asked = ", ".join(f"{demand.count} x {demand.what}" for demand in wanted)
-    hint = f"{missing} (an autoscaler's nodes are waited for: resources.patience_s)" if missing else ""
-    yield Check("room on the cluster", missing is None, asked, hint)
+    yield Check("room on the cluster", missing is None, asked, missing or "")
 
 
-def nodes_at(address: str, timeout_s: float) -> list[Mapping[str, Any]]:
-    """`ray.nodes()` there. Raises UserError with the reason if nobody answers in time."""
+def state_at(address: str, timeout_s: float) -> Mapping[str, Any]:
+    """What `cluster_state` finds there. Raises UserError with the reason if nobody answers in time."""
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", _ASK, address],
+            [sys.executable, "-m", "cluster.cluster_state", address],
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -67,11 +64,11 @@ def nodes_at(address: str, timeout_s: float) -> list[Mapping[str, Any]]:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{address}: no answer within {timeout_s:g} s") from error
     for line in answer.stdout.splitlines():
-        if line.startswith(_MARK):
-            found: list[Mapping[str, Any]] = json.loads(line.removeprefix(_MARK))
+        if line.startswith("{"):  # and none of what Ray may print
+            found: Mapping[str, Any] = json.loads(line)
             return found
     reason = next(reversed(answer.stderr.strip().splitlines()), f"exit code {answer.returncode}")
-    raise UserError(f"{address}: {reason}")
+    raise UserError(reason if address in reason else f"{address}: {reason}")
 
 
 def object_store(wanted_bytes: int) -> Check:

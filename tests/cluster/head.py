@@ -5,6 +5,7 @@ Always true here: it wants a token; it is ended by its own process, and nothing 
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
@@ -21,8 +22,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
+from ray.util import get_node_ip_address
 
 PROJECT = Path(__file__).resolve().parents[2]
+_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 _START_S = 300.0
 _STARTED = "Ray runtime started"
 _NOT_EPHEMERAL = range(20_000, 32_000)
@@ -39,6 +46,8 @@ _PORTS = (
 @dataclass(frozen=True)
 class Head:
     address: str
+    """Of the job server."""
+    gcs_address: str
     environment: Mapping[str, str]
     """What a process needs to speak with it."""
     python: str = sys.executable
@@ -63,8 +72,60 @@ class Head:
             return process.returncode, out, err
 
 
+@dataclass(frozen=True)
+class Autoscaler:
+    """Ray's own, of version 1 (the cluster launcher's) or 2 (KubeRay's), with the provider of Ray's tests.
+
+    What it starts are real raylets on this machine. types: worker nodes, as the launcher's YAML has them.
+    """
+
+    types: Mapping[str, Mapping[str, Any]]
+    version: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
+        if self.version == 2:
+            own["RAY_enable_autoscaler_v2"] = "1"
+            own["RAY_CLOUD_INSTANCE_ID"] = FAKE_HEAD_NODE_ID
+            own["RAY_NODE_TYPE_NAME"] = FAKE_HEAD_NODE_TYPE
+        return own
+
+    def config(self, gcs_address: str) -> dict[str, Any]:
+        """For `ray start --autoscaling-config`."""
+        types = {
+            name: {"resources": {"object_store_memory": 2**27, **kind["resources"]}, "node_config": {}}
+            | {bound: kind[bound] for bound in ("min_workers", "max_workers")}
+            for name, kind in self.types.items()
+        }
+        own = {"launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID} if self.version == 2 else {}
+        commands = [f"{part}_commands" for part in ("initialization", "setup", "head_setup", "worker_setup")]
+        commands += ["head_start_ray_commands", "worker_start_ray_commands"]
+        return {
+            "cluster_name": "tried",
+            "max_workers": sum(kind["max_workers"] for kind in types.values()),
+            "idle_timeout_minutes": 10,
+            "provider": {
+                "type": "external",
+                "module": _PROVIDER,
+                "gcs_address": gcs_address,
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+                **own,
+            },
+            "head_node_type": FAKE_HEAD_NODE_TYPE,
+            "available_node_types": types
+            | {FAKE_HEAD_NODE_TYPE: {"resources": {}, "node_config": {}, "max_workers": 0}},
+            "auth": {},
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            **{name: [] for name in commands},
+        }
+
+
 @contextmanager
-def running_head(cpus: int = 4) -> Iterator[Head]:
+def running_head(cpus: int = 4, autoscaler: Autoscaler | None = None) -> Iterator[Head]:
     """`ray start --head --block`, until the context ends; a head that died before is said with its output."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets' paths have to be short
     ports = _free_ports(len(_PORTS))
@@ -82,13 +143,18 @@ def running_head(cpus: int = 4) -> Iterator[Head]:
         "--object-store-memory=268435456",
         *(f"--{name}={port}" for name, port in zip(_PORTS, ports, strict=True)),
     ]
+    if autoscaler is not None:
+        environment |= autoscaler.environment
+        config = autoscaler.config(f"{get_node_ip_address()}:{ports[0]}")
+        (folder / "autoscaling.json").write_text(json.dumps(config))
+        command.append(f"--autoscaling-config={folder / 'autoscaling.json'}")
     with ExitStack() as stack, (folder / "head.txt").open("wb") as output:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         stack.callback(_end, process)
-        head = Head(f"http://127.0.0.1:{ports[1]}", environment)
+        head = Head(f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", environment)
         end = time.monotonic() + _START_S
         while not (_STARTED in (folder / "head.txt").read_text() and _answers(head)):
             said = (folder / "head.txt").read_text()
@@ -100,13 +166,17 @@ def running_head(cpus: int = 4) -> Iterator[Head]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """With --block, SIGTERM ends all that it has started."""
+    """With --block, SIGTERM ends all that it has started, but for the nodes that an autoscaler has."""
+    started = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     try:
         process.wait(60)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    for left in started:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
 
 
 def _answers(head: Head) -> bool:

@@ -128,6 +128,30 @@ def test_a_cluster_that_answers_is_asked_for_room(ray_session: None) -> None:
     assert "none of the cluster's 1 nodes offers it" in room.hint
 
 
+def test_what_an_autoscaler_can_bring_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = compose(["resources=cluster"]).run
+    head = {"Alive": True, "Resources": {"CPU": 8.0}}
+
+    def rows(*nodes: object, autoscaled: bool) -> list[Check]:
+        state = {"nodes": [*nodes], "autoscaled": autoscaled}
+        monkeypatch.setattr(ray_checks, "state_at", lambda address, timeout_s: state)
+        return list(ray_checks.cluster(run.resources, demands(run.resources, run.rewards)))
+
+    answered, room = rows(head, autoscaled=True)
+    assert (answered.passed, room.passed) == (True, True)
+    assert "and an autoscaler" in answered.found
+    assert "4 x env runner" in room.found
+    assert "the autoscaler will be asked, and waited for 600 s" in room.found
+    _, room = rows(head, autoscaled=False)
+    assert not room.passed
+    both = {"GPU": 2.0, "CPU": 8.0, "addiffusion_denoiser": 1.0, "addiffusion_rewards": 1.0}
+    run = compose(
+        ["resources=cluster", "resources.gpus_per_env_runner=0.5", "resources.gpus_per_reward_replica=0.5"]
+    ).run
+    _, room = rows({"Alive": True, "Resources": both}, autoscaled=True)
+    assert not room.passed, "no node that comes changes that two may meet on this one's GPU"
+
+
 def test_an_address_where_nobody_answers_is_a_failed_row() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and never listens

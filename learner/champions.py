@@ -18,11 +18,10 @@ from typing import Any
 import mlflow
 import mlflow.artifacts
 import yaml
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from actors.errors import UserError
-from learner.registry import CANDIDATE, PREFIX, WEIGHTS_TAG, check_there, quiet
+from learner.registry import CANDIDATE, PREFIX, REFUSALS, WEIGHTS_TAG, check_there, impatient, quiet
 
 CHAMPION = "champion"
 HISTORY_TAG = "champions"
@@ -65,9 +64,11 @@ class Champions:
     def __init__(self, uri: str) -> None:
         check_there(uri, f"--tracking-uri={uri}")
         quiet()
+        impatient()
         self.uri = uri
-        mlflow.set_tracking_uri(uri)
-        self._client = MlflowClient(tracking_uri=uri)
+        with self._speaking():
+            mlflow.set_tracking_uri(uri)
+            self._client = MlflowClient(tracking_uri=uri)
 
     def models(self) -> list[str]:
         """All our registered models, by name; other people's on the same server are not among them."""
@@ -215,7 +216,7 @@ class Champions:
         """What the registry refuses, in one line."""
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except REFUSALS as error:
             what = f"model '{name}'" if name is not None else f"--tracking-uri={self.uri}"
             raise UserError(f"{what}: {str(error).splitlines()[0]} ({self.uri})") from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,8 +25,6 @@ from learner.config import RegistryConfig
 FILE = "tracking.json"
 #: MLflow takes at most 1000 metrics in one call.
 _ROWS = 1000 // len(curves.METRICS)
-#: MLflow's own retries hold a call for minutes; ours begin anew with everything that waits.
-_HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,7 @@ class MlflowRun:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        for name, value in _HTTP.items():
-            os.environ.setdefault(name, value)
+        registry.impatient()
         for name in ("mlflow", "alembic"):  # their news are for their own users
             logging.getLogger(name).setLevel(logging.WARNING)
         self._run_dir = run_dir

@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
+from sqlalchemy.exc import SQLAlchemyError
 
 import actors
 from actors.errors import UserError
@@ -43,6 +44,10 @@ _NEEDED = ("mlflow", "numpy", "safetensors", "torch")
 """What loading a policy from MLflow takes, with this project's own code."""
 PREFIX = "addiffusion-"
 """Of the names of our registered models; a server may hold other people's too."""
+REFUSALS = (MlflowException, OSError, SQLAlchemyError)
+"""What a registry that is damaged, full or out of reach raises; MLflow passes a database's errors on."""
+#: MLflow's own retries hold a call for minutes; who has the time begins anew.
+_HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _MODEL = "policy"
 _MODEL_CODE = Path(__file__).with_name("registered_model.py")
 """Stored as code: a model that is a pickle could run anything when it is loaded."""
@@ -191,12 +196,13 @@ def policy_folder(name_or_path: str, *, uri: str | None = None) -> Path:
             f"policy={name_or_path}: no such folder; or give a model as name@alias or name/version"
         )
     quiet()
+    impatient()
     check_there(uri, f"policy={name_or_path}")
     try:
         if uri is not None:
             mlflow.set_tracking_uri(uri)
         local = Path(mlflow.artifacts.download_artifacts(f"models:/{name_or_path}"))
-    except (MlflowException, OSError) as error:
+    except REFUSALS as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"policy={name_or_path}: not in the registry {mlflow.get_tracking_uri()} ({reason})"
@@ -212,6 +218,12 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def impatient() -> None:
+    """A server that does not answer is given up within a minute, unless the environment says otherwise."""
+    for name, value in _HTTP.items():
+        os.environ.setdefault(name, value)
 
 
 def check_there(uri: str | None, option: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,28 @@ def test_a_mistake_is_one_line(
     assert err.count("\n") == 1
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize("content", [b"not a database at all", b"SQLite format 3\0" + bytes(range(256)) * 20])
+def test_a_damaged_registry_is_one_line_that_names_it(say: Say, folder: Path, content: bytes) -> None:
+    (folder / "runs").mkdir()
+    (folder / "runs" / "mlflow.db").write_bytes(content)
+    for arguments in (("registry", "list"), ("generate", "a dog", "--model", f"{NAME}@champion")):
+        code, out, err = say(*arguments)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+        assert "runs/mlflow.db" in err
+        assert "database" in err
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "http://127.0.0.1:1"])
+def test_a_registry_that_mlflow_cannot_reach_is_one_line_in_time(say: Say, folder: Path, uri: str) -> None:
+    started = time.monotonic()
+    code, out, err = say("registry", "list", "--tracking-uri", uri)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert f"--tracking-uri={uri}: " in err
+    assert time.monotonic() - started < 30
 
 
 def test_an_evaluation_is_kept_with_the_version_that_has_these_weights(

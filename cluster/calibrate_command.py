@@ -83,11 +83,11 @@ def _references(
 
     torch.set_num_threads(config.resources.torch_threads)
     scorers = config.backbone.scorers or str(weights.PATH)
+    backbone = load_backbone(replace(config.backbone, device=device))
     try:
         client = LocalClient(build_scorers(scorers, device))
     except ValueError as error:
         raise UserError(str(error)) from error
-    backbone = load_backbone(replace(config.backbone, device=device))
     with progress_bar() as progress:
         found = local_references(
             config,

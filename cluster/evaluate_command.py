@@ -62,15 +62,8 @@ def where_the_device_is(config: EvaluationConfig, measure: Callable[[EvaluationC
     place of one of `evaluation.workers`, so that no more GPUs are held than these. UserError without a
     cluster.
     """
-    import torch
-
-    if not config.device.startswith("cuda") or torch.cuda.is_available():
+    if is_here(config.device, config.address, "evaluation.device", "evaluation.address"):
         return measure(config)
-    if config.address is None:
-        raise UserError(
-            f"evaluation.device={config.device}: no GPU is here; give evaluation.device=cpu, or a cluster's"
-            " evaluation.address"
-        )
     import ray
 
     from learner.connection import connected
@@ -85,6 +78,19 @@ def where_the_device_is(config: EvaluationConfig, measure: Callable[[EvaluationC
                 raise error.cause from None
             raise
     return found
+
+
+def is_here(device: str, address: str | None, option: str, address_option: str) -> bool:
+    """Whether it is no GPU, or this machine has one. UserError where it has none and no cluster is named."""
+    import torch
+
+    if not device.startswith("cuda") or torch.cuda.is_available():
+        return True
+    if address is None:
+        raise UserError(
+            f"{option}={device}: no GPU is here; give {option}=cpu, or a cluster's {address_option}"
+        )
+    return False
 
 
 def _call(measure: Callable[[EvaluationConfig], _T], config: EvaluationConfig) -> _T:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.errors import UserError
+from cluster.options import device
 
 if TYPE_CHECKING:
     from learner.champions import Champions, Version
@@ -37,7 +38,10 @@ Prompts = Annotated[
     typer.Option(metavar="FILE", help="Held-out prompts; else the embedded world's validation captions."),
 ]
 Seeds = Annotated[int, typer.Option(min=1, metavar="N", help="Images a prompt.")]
-Device = Annotated[str | None, typer.Option(help="Where to run; else as the policy was trained.")]
+Device = Annotated[
+    str | None,
+    typer.Option(parser=device, metavar="DEVICE", help="Where to run; else as the policy was trained."),
+]
 RUNS = Path("runs")
 
 

@@ -42,6 +42,7 @@ def train_and_report(overrides: Sequence[str], *, resume: str | None, dry_run: b
         return 0
     check_inputs(settings)
     check_reward_models(settings)
+    check_devices(settings)
     from learner.guards import TrainingFailure
 
     try:
@@ -111,6 +112,15 @@ def check_reward_models(settings: Settings) -> None:
                 named.check_outputs(asked, option)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def check_devices(settings: Settings) -> None:
+    """See whether the GPUs of both parts are here, where no cluster is named that may have them."""
+    from cluster.evaluate_command import is_here
+
+    run, evaluation = settings
+    is_here(run.backbone.device, run.resources.address, "backbone.device", "resources.address")
+    is_here(evaluation.device, evaluation.address, "evaluation.device", "evaluation.address")
 
 
 def _new_run(overrides: Sequence[str]) -> Settings:

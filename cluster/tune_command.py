@@ -17,7 +17,7 @@ from rich.table import Table
 from actors.errors import UserError, redacted
 from cluster.promotion import Gate, promote_version
 from cluster.runs import free_name
-from cluster.train_command import FAILED, INTERRUPTED, check_inputs, check_reward_models
+from cluster.train_command import FAILED, INTERRUPTED, check_devices, check_inputs, check_reward_models
 from learner import registry
 from learner.champions import Champions
 from learner.registration import read_result, register_run
@@ -57,6 +57,7 @@ def tune_and_report(overrides: Sequence[str], *, resume: str | None, long: str |
     if dry_run:
         _tell(prepared)
         return 0
+    check_devices(compose(shared_overrides(prepared.sweep, prepared.overrides)))
     code, rows, outcomes = _run(prepared)
     if long is None or code == INTERRUPTED:
         return code

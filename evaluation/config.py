@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from actors.backbones.config import Dtype
+from actors.backbones.config import DEVICES, Dtype, is_device
 from actors.errors import UserError
 from actors.prompts import EVALUATION_OPTIONS, Columns, Prompt, PromptOptions, load_prompts
 from evaluation.baselines import DEFAULT_BASELINES, parse_baseline
@@ -90,6 +90,8 @@ class EvaluationConfig:
         for name in ("margin", "nfe_limit", "worker_gpus"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"evaluation.{name}={getattr(self, name)}: must be a number of at least 0")
+        if not is_device(self.device):
+            raise UserError(f"evaluation.device={self.device}: give {DEVICES}")
         if self.quality not in (None, *QUALITIES):
             raise UserError(f"evaluation.quality={self.quality}: give null or one of {', '.join(QUALITIES)}")
         if self.quality == "strict" and self.prompts != "shapes":

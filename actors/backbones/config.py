@@ -6,6 +6,7 @@ options are made, one that does not fit this backbone when it is loaded. No mode
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -14,6 +15,8 @@ from rewards_service.scorers_config import ScorersConfig
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Cache = Literal["first_block", "taylorseer"]
+DEVICES = "cpu, cuda, mps or xpu, or the second of them as cuda:1"
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class BackboneConfig:
     dtype: Dtype = "float32"
     """The weights' type."""
     device: str = "cpu"
-    """torch device of the process that holds it."""
+    """torch device of the process that holds it, as `is_device` has it."""
     height: int | None = None
     """Pixels; None: what the model was trained for."""
     width: int | None = None
@@ -45,6 +48,7 @@ class BackboneConfig:
         caches = get_args(Cache)
         _accept("dtype", self.dtype, self.dtype in get_args(Dtype), ", ".join(get_args(Dtype)))
         _accept("cache", self.cache, self.cache in (None, *caches), ", ".join((*caches, "null")))
+        _accept("device", self.device, is_device(self.device), DEVICES)
         for option in ("height", "width"):
             pixels = getattr(self, option)
             _accept(option, pixels, pixels is None or pixels >= 1, "a number of pixels, or null")
@@ -72,6 +76,11 @@ class BackboneConfig:
         if unknown := set(stored) - set(get_type_hints(cls)):
             raise TypeError(f"unknown option backbone.{min(unknown)}")
         return cls(**{option: value for option, value in stored.items() if option != "scorers"})
+
+
+def is_device(name: str) -> bool:
+    """Whether it is the name of a device, which need not be there."""
+    return _DEVICE.fullmatch(name) is not None
 
 
 def _accept(option: str, value: object, accepted: bool, what: str) -> None:

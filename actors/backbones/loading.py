@@ -61,6 +61,13 @@ def load_with_pipeline(config: BackboneConfig) -> tuple[Any, LoadedBackbone]:
 
 
 def _load(config: BackboneConfig) -> tuple[Any, LoadedBackbone]:
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"backbone.device is {config.device!r}, which torch does not find here"
+            f" ({str(error).splitlines()[0]}); accepted: a device of this machine, such as cpu"
+        ) from error
     source = config.name
     if source == "shapes":
         from shapes import weights  # the world is only needed by those who name it

@@ -28,6 +28,12 @@ def test_a_cache_is_for_flux(pipeline_folder: Path) -> None:
     assert message == "backbone.cache is 'first_block'; accepted with a StableDiffusionPipeline: null"
 
 
+def test_a_device_that_is_not_here_is_one_line_that_names_the_option(pipeline_folder: Path) -> None:
+    message = refused(pipeline_folder, device="xpu:7")
+    assert message.startswith("backbone.device is 'xpu:7', which torch does not find here (")
+    assert message.endswith("; accepted: a device of this machine, such as cpu")
+
+
 def test_a_tiny_decoder_makes_previews_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
     tiny = tiny_vae().eval()

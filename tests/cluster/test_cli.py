@@ -55,6 +55,8 @@ def assert_one_line(answer: tuple[int, str, str], *words: str) -> None:
         (["generate", "a dog", "--out", "dog.docx"], ["--out", "dog.docx", ".png"]),
         (["generate", "a dog", "--out", "no/such/dog.png"], ["--out", "no/such/dog.png"]),
         (["generate", "a dog"], ["no trained policy"]),
+        (["serve", "x", "--device", "gpu"], ["--device", "gpu", "cuda"]),
+        (["registry", "promote", "x", "--device", "gpu"], ["--device", "gpu", "cuda"]),
         (["config"], ["command"]),
         (["config", "show", "seed=-1"], ["seed", "-1"]),
     ],

@@ -142,6 +142,34 @@ def test_reward_models_that_are_not_there_are_found_before_anything_starts(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("backbone.device=gpu",), "backbone.device is 'gpu'; accepted: cpu, cuda, "),
+        (("evaluation.device=gpu",), "evaluation.device=gpu: give cpu, cuda, "),
+        (("backbone.device=cuda",), "backbone.device=cuda: no GPU is here; give backbone.device=cpu, or "),
+        (("evaluation.device=cuda:1",), "evaluation.device=cuda:1: no GPU is here; give evaluation.device=c"),
+    ],
+)
+def test_devices_that_are_not_there_are_told_before_training(
+    say: Say,
+    calls: Calls,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = say("train", *options)
+    assert code == 2
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+    assert list(folder.iterdir()) == []
+    on_a_cluster = ("resources=cluster", "backbone.device=cuda", "evaluation.device=cpu")
+    assert say("train", *on_a_cluster)[0] == 0  # its nodes may have GPUs
+    assert len(calls.trained) == 1
+
+
 def test_too_few_prompts_to_compare_on_are_told_before_training(say: Say, folder: Path, calls: Calls) -> None:
     (folder / "mine.txt").write_text("a red circle\na blue star\n")
     options = ["prompts=file", "prompts.source=mine.txt", "evaluation.prompts=mine.txt", "watch.every=0"]

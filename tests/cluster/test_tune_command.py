@@ -98,6 +98,17 @@ def test_a_mistake_is_one_line_and_starts_nothing(
     assert list(folder.iterdir()) == []
 
 
+def test_a_gpu_that_is_not_here_is_told_before_the_first_trial(
+    say: Say, trials: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = say("tune", "sweep=lr", "evaluation.device=cuda")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: evaluation.device=cuda: no GPU is here; give evaluation.device=cpu")
+    assert not trials.seen
+    assert say("tune", "sweep=lr", "evaluation.device=cuda", "--dry-run")[0] == 0
+
+
 def test_a_dry_run_names_the_trials_and_makes_nothing(say: Say, folder: Path, trials: Trials) -> None:
     code, out, _ = say("tune", "sweep=lr", "ppo.iterations=7", "--dry-run")
     assert code == 0

@@ -66,15 +66,16 @@ def unknown_option(option: str, known: Sequence[str]) -> str:
     """One line for an option that does not exist: the nearest one that does, or else the list.
 
     An option that exists in another section ("solver.num_steps") leads there ("engine.num_steps"). The
-    list is that of the option's own section where there is such a section.
+    list is that of the option's own section where there is such a section, else of the outermost names.
     """
     section, _, leaf = option.rpartition(".")
     elsewhere = [name for name in known if name.endswith(f".{option}")]
     elsewhere = elsewhere or [name for name in known if name.rpartition(".")[2] == leaf]
-    accepted = [name for name in known if name.startswith(f"{section}.")] or known
-    near = elsewhere or difflib.get_close_matches(option, accepted, n=1, cutoff=0.7)
+    own = [name for name in known if name.startswith(f"{section}.")]
+    near = elsewhere or difflib.get_close_matches(option, own or known, n=1, cutoff=0.7)
     if near:
         return f"unknown option '{option}'; did you mean '{near[0]}'?"
+    accepted = own or dict.fromkeys(name.partition(".")[0] for name in known)
     return f"unknown option '{option}': give one of {', '.join(accepted)}"
 
 

@@ -91,7 +91,13 @@ def test_a_required_option_that_is_missing_is_named() -> None:
 def test_an_unknown_option_leads_to_the_same_name_in_another_section() -> None:
     known = option_names(Experiment)
     assert unknown_option("solver.lr", known) == "unknown option 'solver.lr'; did you mean 'optimiser.lr'?"
-    assert all(name in unknown_option("zzz", known) for name in known)
+
+
+def test_an_unknown_option_without_a_section_lists_the_outermost_names() -> None:
+    known = option_names(Experiment)
+    listed = unknown_option("zzz", known).partition("give one of ")[2].split(", ")
+    assert sorted(listed) == sorted(name for name in known if "." not in name)
+    assert unknown_option("zzz.lrr", known) == unknown_option("zzz", known).replace("zzz", "zzz.lrr")
 
 
 def test_an_unknown_option_of_a_section_lists_that_section() -> None:

@@ -5,6 +5,7 @@ Always true here: the options are train's; images go to the folder that evaluati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -55,9 +56,12 @@ def run(
 ) -> None:
     """Make and score images with baselines, on the evaluation's prompts; what is there is not made again."""
     from cluster.evaluate_command import where_the_device_is
+    from cluster.runs import check_writable
     from evaluation.rows import write_rows
     from tune_configs.loading import compose
 
+    if out is not None:
+        check_writable("--out", out)
     settings = compose(overrides or [])
     listed = [name for name in names.split(",") if name]
     rows, table = where_the_device_is(
@@ -85,13 +89,17 @@ def fit_adadiff(
     """Train the choice of a step count from the prompt; the baseline is then adadiff@FILE."""
     from actors.contracts import EpisodeRequest
     from cluster.evaluate_command import where_the_device_is
+    from cluster.runs import check_writable
     from evaluation.evaluate import noise_seed
     from tune_configs.loading import compose
 
     if out.suffix != ".safetensors":
         raise UserError(f"FILE={out}: give a name that ends in .safetensors")
+    check_writable("FILE", out)
     if prompts < 2:
         raise UserError(f"--prompts={prompts}: must be at least 2")
+    if price is not None and not math.isfinite(price):
+        raise UserError(f"--price={price:g}: give a number")
     settings = compose(overrides or [])
     chosen = settings.run.prompts.load()[:prompts]
     requests = [EpisodeRequest(one.text, noise_seed(settings.run.seed, one.text, 0)) for one in chosen]

@@ -16,7 +16,7 @@ import typer
 from actors.errors import UserError
 from actors.policy import WEIGHTS_FILE
 from cluster.evaluate_command import where_the_device_is
-from cluster.runs import find_policy, settings_of
+from cluster.runs import check_writable, find_policy, settings_of
 from evaluation.config import EvaluationConfig
 from tune_configs.ledger import FILE, read_outcomes
 
@@ -32,12 +32,14 @@ def draw_front(arguments: Sequence[str], *, out: Path | None, runs_dir: Path) ->
 
     named, overrides = _sorted_out(arguments, runs_dir)
     named = {name: [folder.absolute() for folder in folders] for name, folders in named.items()}
+    out = out or runs_dir / FOLDER
+    check_writable("--out", out, folder=True)
     first = next(iter(named.values()))[0]
     config = settings_of(first, overrides).evaluation
     front = where_the_device_is(config, partial(_measure, named, runs_dir.absolute()))
     typer.echo(front_table(front).markdown(), nl=False)
     typer.echo(front_sentence(front))
-    typer.echo(f"front: {write_front(front, out or runs_dir / FOLDER)}")
+    typer.echo(f"front: {write_front(front, out)}")
 
 
 def _measure(named: Mapping[str, Sequence[Path]], runs_dir: Path, config: EvaluationConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.errors import UserError
+from cluster.runs import check_writable
 from evaluation.judge.config import PRESETS, JudgeConfig
 from tune_configs.conversion import nearest
 
@@ -103,6 +104,7 @@ def judge_images(
             raise UserError(f"{name}={value}: give a whole number of at least 1")
     if not max_usd >= 0:
         raise UserError(f"--max-usd={max_usd:g}: give US dollars, at least 0, or inf for no limit")
+    check_writable("--out", out, folder=True)
     sets = [each for path in images for each in read_sets(path)]
     for method in methods:
         if method not in (found := [each.name for each in sets]):

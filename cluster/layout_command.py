@@ -30,11 +30,14 @@ def lay_out(
     results: Path | None,
 ) -> None:
     """Write the layout into `out`, or read the benchmark's `results` of it. Raises UserError."""
+    from cluster.runs import check_writable
     from evaluation.metrics.images import read_sets
     from evaluation.metrics.layouts import read_compbench, read_geneval, write_compbench, write_geneval
 
     if (out is None) == (results is None):
         raise UserError("give --out FOLDER to lay images out, or --results FILE to read what was found")
+    if out is not None:
+        check_writable("--out", out, folder=True)
     found = {each.name: each for each in read_sets(images)}
     if method is None and len(found) > 1:
         raise UserError(f"{images}: holds {', '.join(found)}; choose one with --method")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.errors import UserError
-from cluster.runs import CONFIG
+from cluster.runs import CONFIG, check_writable
 from evaluation.metrics.contracts import RESULTS_FILE
 from tune_configs.loading import Settings, compose, settings_from_yaml
 
@@ -40,6 +40,7 @@ def measure_images(arguments: Sequence[str], *, out: Path | None) -> None:
     config = _settings(run_dir, overrides).evaluation
     reported = run_dir if out is None else None
     out = out or (Path("metrics") if run_dir is None else run_dir / METRICS_FOLDER)
+    check_writable("--out", out, folder=True)
     sets = [each for path in paths for each in read_sets(path)]
     with progress_bar() as progress:
         results = measure(

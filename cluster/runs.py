@@ -5,6 +5,7 @@ Always true here: nothing is created, and a name that leads nowhere is one line 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,15 @@ CONFIG = "config.yaml"
 def existing_parent(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+
+
+def check_writable(option: str, place: Path, *, folder: bool = False) -> None:
+    """UserError for a place where no file, or no folder, can be made, or written to if it is there."""
+    there = existing_parent(place)
+    fits = there.is_dir() if folder or there != place.absolute() else there.is_file()
+    if not fits or not os.access(there, os.W_OK):
+        kind = "folder" if folder else "file"
+        raise UserError(f"{option}={place}: give a {kind} that can be written, or that is not there yet")
 
 
 def find_run(name: str, runs_dir: Path) -> Path:

@@ -53,7 +53,10 @@ def assert_one_line(answer: tuple[int, str, str], *words: str) -> None:
         (["generate", "a dog", "--seed", "-1"], ["--seed", "-1"]),
         (["generate", "a dog", "--max-nfe", "0"], ["--max-nfe", "0"]),
         (["generate", "a dog", "--out", "dog.docx"], ["--out", "dog.docx", ".png"]),
+        (
+        ),  # which Pillow only reads
         (["generate", "a dog", "--out", "no/such/dog.png"], ["--out", "no/such/dog.png"]),
+        (["baselines", "fit-adadiff", "a.safetensors", "--price", "nan"], ["--price=nan"]),
         (["generate", "a dog"], ["no trained policy"]),
         (["serve", "x", "--device", "gpu"], ["--device", "gpu", "cuda"]),
         (["registry", "promote", "x", "--device", "gpu"], ["--device", "gpu", "cuda"]),
@@ -66,6 +69,29 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing_behind(
 ) -> None:
     assert_one_line(say(*arguments), *words)
     assert files_of(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["baselines", "run", "dpmpp-3", "--out", "taken.txt/rows.parquet"], "--out"),
+        (["baselines", "run", "dpmpp-3", "--out", "runs"], "--out"),
+        (["baselines", "fit-adadiff", "taken.txt/choice.safetensors"], "FILE"),
+        (["front", "earlier", "--out", "taken.txt"], "--out"),
+        (["metrics", "pictures", "--out", "taken.txt"], "--out"),
+        (["layout", "geneval", "pictures", "--prompts", "taken.txt", "--out", "taken.txt"], "--out"),
+        (["judge", "pictures", "--judge", "gpt-4o", "--dry-run", "--out", "taken.txt/deep"], "--out"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(
+    say: Say, folder: Path, trained_run: Path, arguments: list[str], option: str
+) -> None:
+    (folder / "taken.txt").write_text("mine")
+    before = files_of(folder)
+    place = arguments[-1]
+    assert_one_line(say(*arguments), f"{option}={place}: give a ", "not there yet")
+    assert files_of(folder) == before
+    assert (folder / "taken.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

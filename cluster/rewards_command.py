@@ -149,7 +149,7 @@ def _one_line() -> Iterator[None]:
 
 def _assignment(text: str) -> tuple[str, int]:
     pool, _, number = text.partition("=")
-    if not pool or not number.isdigit():
+    if not pool or not number.isdecimal():
         raise UserError(f"'{text}': give SCORER=N, for example dino=2")
     return pool, int(number)
 

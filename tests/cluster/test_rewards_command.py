@@ -56,6 +56,7 @@ def test_a_service_is_started_watched_scaled_and_stopped(say: Say, started: str)
         (("status", "--name", "nobody"), "rewards.service='nobody' does not run"),
         (("scale", "dino"), "'dino': give SCORER=N, for example dino=2"),
         (("scale", "dino=two"), "'dino=two': give SCORER=N"),
+        (("scale", "dino=²"), "'dino=²': give SCORER=N"),
         (("start", "rewards=none"), "rewards='none': give one of one_process, per_scorer"),
         (("start", "rewards.pools.all.batch_size=0"), "rewards.pools.all.batch_size=0: give an integer >= 1"),
     ],

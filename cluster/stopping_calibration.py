@@ -7,6 +7,7 @@ in its folder, in one rename; of a registered model there is a new version, the 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ class Limits:
 
     def check(self) -> None:
         """UserError for limits that mean nothing."""
-        if not self.largest_loss > 0.0:
+        if not 0.0 < self.largest_loss < math.inf:
             raise UserError(f"--largest-loss={self.largest_loss}: give a number above 0")
         if not 0.0 < self.delta < self.largest_loss:
             raise UserError(

@@ -270,6 +270,7 @@ def test_calibrating_a_registered_model_makes_a_new_candidate(say: Say, opened: 
         (("calibrate", NAME, "--delta", "2"), ("--delta=2", "--largest-loss")),
         (("calibrate", NAME, "--confidence", "95"), ("--confidence=95",)),
         (("calibrate", NAME, "--largest-loss", "-1"), ("--largest-loss=-1",)),
+        (("calibrate", NAME, "--largest-loss", "inf"), ("--largest-loss=inf",)),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -106,12 +106,12 @@ def bench_scoring(*, calls: int, images: int, out: Path | None) -> None:
 
 def bench_update(*, decisions: int, repeats: int, out: Path | None) -> None:
     """Measure PPO updates, print a row a minibatch size, and write all numbers as JSON if asked to."""
-    for option, value in (("--decisions", decisions), ("--repeats", repeats)):
-        if value < 1:
-            raise UserError(f"{option}={value}: give a whole number from 1")
-    _check_file(out)
+    from evaluation.update_benchmark import EPISODES, measure
 
-    from evaluation.update_benchmark import measure
+    for option, value, least in (("--decisions", decisions, EPISODES), ("--repeats", repeats, 1)):
+        if value < least:
+            raise UserError(f"{option}={value}: give a whole number from {least}")
+    _check_file(out)
 
     report = measure(decisions=decisions, repeats=repeats)
     sizes: dict[str, dict[str, float]] = report["minibatches"]

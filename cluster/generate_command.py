@@ -58,7 +58,7 @@ def check_request(prompt: str, seed: int, max_nfe: int | None) -> None:
 
 def check_picture_path(out: Path) -> None:
     """Raise UserError unless `out` is a picture in a folder that exists and can be written to."""
-    if out.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise UserError(f"--out={out}: give a file name that ends in .png, .jpg or .webp")
     if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise UserError(f"--out={out}: give a file in a folder that exists and can be written to")

@@ -54,8 +54,11 @@ def assert_one_line(answer: tuple[int, str, str], *words: str) -> None:
         (["generate", "a dog", "--max-nfe", "0"], ["--max-nfe", "0"]),
         (["generate", "a dog", "--out", "dog.docx"], ["--out", "dog.docx", ".png"]),
         (
+            ["generate", "a dog", "--out", "dog.fits"],
+            ["--out", "dog.fits", ".png"],
         ),  # which Pillow only reads
         (["generate", "a dog", "--out", "no/such/dog.png"], ["--out", "no/such/dog.png"]),
+        (["bench", "update", "--decisions", "1"], ["--decisions=1", "from 64"]),
         (["baselines", "fit-adadiff", "a.safetensors", "--price", "nan"], ["--price=nan"]),
         (["generate", "a dog"], ["no trained policy"]),
         (["serve", "x", "--device", "gpu"], ["--device", "gpu", "cuda"]),

@@ -123,12 +123,14 @@ def write_rows(path: Path, rows: Iterable[ImageRow]) -> None:
 
 
 def read_rows(path: Path) -> list[ImageRow]:
-    """Rows of a file that `write_rows` or a store wrote; UserError if it is damaged or something else.
+    """Rows of a file that `write_rows` or a store wrote; UserError if it is missing or no such table.
 
     Columns that an earlier version did not write are None.
     """
     try:
         table = pq.read_table(path, schema=SCHEMA)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run `addiffusion evaluate` again") from error
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

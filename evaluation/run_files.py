@@ -52,9 +52,9 @@ def read_metrics(run_dir: Path) -> dict[str, Any] | None:
 
 
 def training_rows(path: Path) -> list[dict[str, Any]]:
-    """The iterations of a progress log that gathered episodes; a torn last line is left out."""
+    """The iterations of a progress log that gathered episodes; from a torn or damaged line on none."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:

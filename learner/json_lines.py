@@ -54,13 +54,13 @@ class JsonLines:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a file (none if there is no file)."""
+    """The rows of a file up to the first that is torn or damaged (none if there is no file)."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line under way when a process was killed
+        except ValueError:  # the line under way when a process was killed, or no text at all
             break
     return rows

@@ -173,6 +173,10 @@ def test_torn_and_empty_lines_of_a_progress_log_are_left_out(tmp_path: Path) -> 
     path = tmp_path / "progress.jsonl"
     path.write_text('{"iteration": 1, "episodes": 4}\n{"iteration": 2, "episodes": 0}\n{"itera')
     assert [row["iteration"] for row in training_rows(path)] == [1]
+    path.write_bytes(
+        b'{"iteration": 1, "episodes": 4}\n\xe5\x00\xff no text\n{"iteration": 3, "episodes": 4}\n'
+    )
+    assert [row["iteration"] for row in training_rows(path)] == [1]
     assert training_rows(tmp_path / "none.jsonl") == []
 
 

@@ -36,6 +36,11 @@ def test_a_damaged_table_is_one_line_that_says_what_to_do(tmp_path: Path, damage
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_that_was_deleted_is_not_to_be_deleted_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rows\.parquet: no such file; run `addiffusion evaluate` again"):
+        read_rows(tmp_path / "rows.parquet")
+
+
 def test_nothing_half_written_stays_and_the_old_file_does(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

@@ -17,6 +17,12 @@ def test_a_half_line_that_a_kill_left_is_gone_before_the_next_is_written(tmp_pat
     assert path.read_text() == '{"n": 1}\n{"n": 2}\n{"n": 3}\n'
 
 
+def test_rows_end_where_a_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    path.write_bytes(b'{"iteration": 0}\n\xe5\x00\xff no text\n{"iteration": 2}\n')
+    assert read_rows(path) == [{"iteration": 0}]
+
+
 def test_what_a_disk_does_not_take_is_written_later_and_no_line_is_ever_half(tmp_path: Path) -> None:
     """The limit lets a part of a line through, as a disk that fills up does."""
     file = JsonLines(tmp_path / "rows.jsonl")

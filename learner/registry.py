@@ -44,8 +44,9 @@ _NEEDED = ("mlflow", "numpy", "safetensors", "torch")
 """What loading a policy from MLflow takes, with this project's own code."""
 PREFIX = "addiffusion-"
 """Of the names of our registered models; a server may hold other people's too."""
-REFUSALS = (MlflowException, OSError, SQLAlchemyError)
-"""What a registry that is damaged, full or out of reach raises; MLflow passes a database's errors on."""
+REFUSALS = (MlflowException, OSError, SQLAlchemyError, ImportError)
+"""What a registry that is damaged, full or out of reach raises; MLflow passes on a database's errors, and
+that its driver is not installed."""
 #: MLflow's own retries hold a call for minutes; who has the time begins anew.
 _HTTP = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _MODEL = "policy"

@@ -295,7 +295,7 @@ def test_a_damaged_registry_is_one_line_that_names_it(say: Say, folder: Path, co
         assert "database" in err
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("uri", ["mlruns", "http://127.0.0.1:1", "postgresql://127.0.0.1/x"])
 def test_a_registry_that_mlflow_cannot_reach_is_one_line_in_time(say: Say, folder: Path, uri: str) -> None:
     started = time.monotonic()
     code, out, err = say("registry", "list", "--tracking-uri", uri)

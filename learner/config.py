@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from learner.guard_config import GuardsConfig, ProgressConfig, WatchConfig
 from learner.resources import ResourcesConfig, check_separate
 from rewards_service.arithmetic import RewardConfig
 from rewards_service.pool_config import ServiceConfig
+
+#: What MLflow takes as an alias, and what of it means versions to it.
+_ALIAS = re.compile(r"[\w-]{1,255}")
+_RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,17 @@ class RegistryConfig:
         if f"://{HIDDEN}@" in (self.tracking_uri or "") and redacted(given) == self.tracking_uri:
             object.__setattr__(self, "tracking_uri", given)
 
+    def validate(self) -> None:
+        """Raise UserError for what MLflow would refuse once the policy is trained."""
+        _within("registry.patience_s", self.patience_s, 0.0, 86400.0)
+        if not _ALIAS.fullmatch(self.alias) or _RESERVED_ALIAS.fullmatch(self.alias):
+            raise UserError(
+                f"registry.alias={self.alias!r}: give a name such as candidate, of letters, digits, - and _ "
+                "('latest' and 'v1' are MLflow's own)"
+            )
+        if not self.experiment.strip():
+            raise UserError(f"registry.experiment={self.experiment!r}: give a name such as addiffusion")
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data to be stored or shown, without user and password of the address."""
         uri = self.tracking_uri
@@ -167,8 +183,8 @@ class RunConfig:
         """Raise UserError for the first value that cannot work."""
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise UserError(f"name={self.name!r}: give a folder name without '/' or a leading '.'")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: give an integer >= 0")
+        for option, seed in {"seed": self.seed, "prompts.seed": self.prompts.seed}.items():
+            check_seed(option, seed)
         ppo, resources = self.ppo, self.resources
         for option, value in {
             "ppo.iterations": ppo.iterations,
@@ -220,9 +236,13 @@ class RunConfig:
                 f"resources.slots={resources.slots}: give 1 with backbone.cache={self.backbone.cache}, which "
                 "serves one episode at a time"
             )
-        _within("registry.patience_s", self.registry.patience_s, 0.0, 86400.0)
-        if not self.registry.alias:
-            raise UserError("registry.alias='': give a name such as candidate")
+        self.registry.validate()
+
+
+def check_seed(option: str, seed: int) -> None:
+    """UserError for a seed that NumPy, torch or RLlib does not take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"{option}={seed}: give an integer from 0 to {2**32 - 1}")
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.errors import UserError
-from learner.config import RegistryConfig
+from learner.config import RegistryConfig, check_seed
 
 Algorithm = Literal["bc", "marwil", "dpo"]
 PairKind = Literal["state", "prompt"]
@@ -115,8 +115,7 @@ class OfflineConfig:
                 raise UserError(f"{option}={count}: give an integer >= 1")
         if self.num_cpus is not None and self.num_cpus < 1:
             raise UserError(f"num_cpus={self.num_cpus}: give an integer >= 1, or null")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed}: give an integer >= 0")
+        check_seed("seed", self.seed)
         if not self.hidden or any(width < 1 for width in self.hidden):
             raise UserError(f"hidden={list(self.hidden)}: give one or more widths >= 1")
         for option, value, low, high in (
@@ -135,5 +134,4 @@ class OfflineConfig:
         ):
             if not 0.0 <= value <= high:
                 raise UserError(f"{option}={value}: give a number from 0 to {high:g}")
-        if not self.registry.alias:
-            raise UserError("registry.alias='': give a name such as candidate")
+        self.registry.validate()

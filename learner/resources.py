@@ -74,6 +74,8 @@ class ResourcesConfig:
             if not (math.isfinite(value) and value >= 0):
                 kind = "an integer" if isinstance(value, int) else "a number"
                 raise UserError(f"resources.{option}={value}: give {kind} >= 0")
+        if self.num_cpus is not None and self.num_cpus < 1:
+            raise UserError(f"resources.num_cpus={self.num_cpus}: give an integer >= 1, or null")
         for option in ("gpus_per_env_runner", "gpus_per_reward_replica"):
             check_gpus(f"resources.{option}", getattr(self, option))
         if self.groups > self.slots:

@@ -22,6 +22,12 @@ from rewards_service.arithmetic import RewardConfig
     [
         ({"name": "a/b"}, "name='a/b'"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**32}, "seed=4294967296: give an integer from 0 to 4294967295"),
+        ({"prompts": PromptConfig(seed=-1)}, "prompts.seed=-1"),
+        ({"registry": RegistryConfig(alias="a b")}, "registry.alias='a b'"),
+        ({"registry": RegistryConfig(alias="v1")}, "registry.alias='v1'"),
+        ({"registry": RegistryConfig(experiment="")}, "registry.experiment=''"),
+        ({"resources": ResourcesConfig(num_cpus=-1)}, "resources.num_cpus=-1"),
         ({"ppo": PPOSettings(lr=0.0)}, "ppo.lr=0.0"),
         ({"ppo": PPOSettings(lambda_=1.5)}, "ppo.lambda_=1.5"),
         ({"ppo": PPOSettings(hidden=())}, "ppo.hidden=[]"),

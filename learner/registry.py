@@ -228,9 +228,14 @@ def impatient() -> None:
 
 
 def check_there(uri: str | None, option: str) -> None:
-    """UserError for an sqlite file that is not there: looking does not make a registry."""
-    if uri is not None and uri.startswith("sqlite:///") and sqlite_file(uri) is None:
+    """UserError for an sqlite file that is not there (looking does not make a registry), or not readable."""
+    if uri is None or not uri.startswith("sqlite:///"):
+        return
+    file = sqlite_file(uri)
+    if file is None:
         raise UserError(f"{option}: there is no registry at {uri}; `addiffusion train` makes one")
+    if not os.access(file, os.R_OK):  # MLflow would try for a minute
+        raise UserError(f"{option}: {file} cannot be read; change its permissions")
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -295,6 +295,17 @@ def test_a_damaged_registry_is_one_line_that_names_it(say: Say, folder: Path, co
         assert "database" in err
 
 
+def test_a_registry_that_may_not_be_read_is_one_line_at_once(
+    say: Say, folder: Path, opened: list[Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing is kept from a superuser.
+    monkeypatch.setattr("os.access", lambda path, mode, **_: Path(path).name != "mlflow.db")
+    code, out, err = say("registry", "list")
+    assert (code, out) == (2, "")
+    assert err.endswith("runs/mlflow.db cannot be read; change its permissions\n")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize("uri", ["mlruns", "http://127.0.0.1:1", "postgresql://127.0.0.1/x"])
 def test_a_registry_that_mlflow_cannot_reach_is_one_line_in_time(say: Say, folder: Path, uri: str) -> None:
     started = time.monotonic()

@@ -27,6 +27,8 @@ from cluster.rewards_command import rewards_app
 from cluster.serve_options import serve
 from cluster.submit_options import jobs_app, submit
 
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 app = typer.Typer(
     name="addiffusion",
     help="Learns how much compute each prompt of a frozen text-to-image diffusion model deserves.",
@@ -261,6 +263,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
                 return _say(
                     f"no space left on device{f' for {where}' if where else ''}; free some, "
                     "or write elsewhere with runs_dir=FOLDER or --out FILE",
+                    2,
+                )
+            if isinstance(cause, OSError) and cause.errno in _NO_ACCESS and cause.filename:
+                return _say(
+                    f"{cause.filename}: {os.strerror(cause.errno)}; change its permissions, or name another "
+                    "place with runs_dir=FOLDER, --runs-dir FOLDER or --out FILE",
                     2,
                 )
         raise

@@ -119,6 +119,17 @@ def test_prompts_that_cannot_be_used_are_told_before_a_run_begins(
     assert files_of(folder) == before
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_what_may_not_be_read_or_written_is_one_line_that_names_it(
+    say: Say, trained_run: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def write_report(run_dir: Path) -> NoReturn:
+        raise OSError(number, os.strerror(number), str(run_dir / "report.html"))
+
+    monkeypatch.setattr("evaluation.report.write_report", write_report)
+    assert_one_line(say("report", "earlier"), "earlier/report.html: ", os.strerror(number), "permissions")
+
+
 def test_dry_run_prints_the_whole_configuration_and_starts_nothing(say: Say, folder: Path) -> None:
     code, out, err = say("train", "ppo.lr=1e-4", "name=mine", "--dry-run")
     assert (code, err) == (0, "")

@@ -136,6 +136,11 @@ class RegistryConfig:
                 f"registry.alias={self.alias!r}: give a name such as candidate, of letters, digits, - and _ "
                 "('latest' and 'v1' are MLflow's own)"
             )
+        if self.alias.lower() == "champion":
+            raise UserError(
+                f"registry.alias={self.alias}: `addiffusion registry promote` gives it, after its gate; "
+                "give another name, such as candidate"
+            )
         if not self.experiment.strip():
             raise UserError(f"registry.experiment={self.experiment!r}: give a name such as addiffusion")
 

@@ -26,6 +26,10 @@ from rewards_service.arithmetic import RewardConfig
         ({"prompts": PromptConfig(seed=-1)}, "prompts.seed=-1"),
         ({"registry": RegistryConfig(alias="a b")}, "registry.alias='a b'"),
         ({"registry": RegistryConfig(alias="v1")}, "registry.alias='v1'"),
+        (
+            {"registry": RegistryConfig(alias="champion")},
+            "registry.alias=champion: `addiffusion registry promote`",
+        ),
         ({"registry": RegistryConfig(experiment="")}, "registry.experiment=''"),
         ({"resources": ResourcesConfig(num_cpus=-1)}, "resources.num_cpus=-1"),
         ({"ppo": PPOSettings(lr=0.0)}, "ppo.lr=0.0"),

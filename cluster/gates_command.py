@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +53,7 @@ def run_transfer(
 ) -> None:
     """Measure every combination and print the matrix; the run's report shows it from then on."""
     from actors.policy_folder import read_trained_policy
+    from actors.prompts import EVALUATION_OPTIONS
     from cluster.evaluate_command import where_the_device_is
     from evaluation.report import write_report
     from evaluation.summary import SUMMARY_FILE
@@ -61,13 +62,16 @@ def run_transfer(
     policy_dir = find_policy(policy, runs_dir).absolute()
     config = settings_by_name(policy, runs_dir, overrides).evaluation
     run_dir = policy_dir.parent
+    datasets = list(filter(None, prompts.split(",")))
+    for dataset in datasets:  # what a place cannot do is in its cell, a slip of the pen is not
+        replace(config, prompts=dataset).load_prompts(1, EVALUATION_OPTIONS._replace(source="--prompts"))
     measure = partial(
         transfer,
         policy_dir,
         run_dir,
         backbones=["", *filter(None, backbones.split(","))],
         solvers=places(solvers, read_trained_policy(policy_dir).engine),
-        datasets=list(filter(None, prompts.split(","))) or [config.prompts],
+        datasets=datasets or [config.prompts],
         progress=_say,
     )
     cells = where_the_device_is(config, lambda config: measure(config=config))

@@ -43,6 +43,7 @@ def test_gates_prints_all_nine_with_what_is_next(say: Say, trained_run: Path) ->
         (["gates", "nothing"], ["nothing"]),
         (["gates", "earlier"], ["addiffusion evaluate"]),
         (["transfer", "nothing"], ["nothing"]),
+        (["transfer", "earlier", "--prompts", "shapes,nofile"], ["--prompts", "nofile"]),
         (["baselines", "run", "heun-10", "evaluation=quick"], ["heun-10", "unipc-N"]),
         (["baselines", "run", "", "evaluation=quick"], ["evaluation.baselines"]),
         (["baselines", "run", "ddim-4", "solver=flow_euler"], ["ddim-4", "euler-N"]),

@@ -41,7 +41,7 @@ def test_the_numbers_are_printed_and_written(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("update", "--decisions", "0"), "--decisions=0: give a whole number from 1"),
+        (("update", "--decisions", "0"), "--decisions=0: give a whole number from 64"),
         (("update", "--repeats", "0"), "--repeats=0: give a whole number from 1"),
         (("update", "--json", "no/such.json"), "--json=no/such.json: give a file in a folder that exists"),
         (("scaling", "--slots", "1"), "--slots=1: give a whole number from 2"),

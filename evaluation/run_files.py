@@ -12,6 +12,7 @@ from typing import Any
 from actors.errors import UserError
 from evaluation.metrics.contracts import RESULTS_FILE
 from evaluation.summary import SUMMARY_FILE, SUMMARY_KEYS
+from learner.json_lines import read_rows
 
 PROGRESS_FILE = Path("progress.jsonl")
 METRICS_FOLDER = Path("evaluation/metrics")
@@ -53,10 +54,4 @@ def read_metrics(run_dir: Path) -> dict[str, Any] | None:
 
 def training_rows(path: Path) -> list[dict[str, Any]]:
     """The iterations of a progress log that gathered episodes; from a torn or damaged line on none."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return [row for row in rows if row.get("episodes")]
+    return [row for row in read_rows(path) if row.get("episodes")]

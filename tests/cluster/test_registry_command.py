@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,14 +305,13 @@ def test_a_registry_that_may_not_be_read_is_one_line_at_once(
     assert err.count("\n") == 1
 
 
+@pytest.mark.timeout(60)  # MLflow itself would take minutes
 @pytest.mark.parametrize("uri", ["mlruns", "http://127.0.0.1:1", "postgresql://127.0.0.1/x"])
 def test_a_registry_that_mlflow_cannot_reach_is_one_line_in_time(say: Say, folder: Path, uri: str) -> None:
-    started = time.monotonic()
     code, out, err = say("registry", "list", "--tracking-uri", uri)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert f"--tracking-uri={uri}: " in err
-    assert time.monotonic() - started < 30
 
 
 def test_an_evaluation_is_kept_with_the_version_that_has_these_weights(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 
 import pytest
 
@@ -25,18 +24,18 @@ def unused_port() -> int:
         return int(free.getsockname()[1])
 
 
+@pytest.mark.timeout(60)  # Ray itself would take minutes
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:PORT", "localhost:PORT", "[::1]:PORT", "a.b:x"])
 def test_an_address_where_no_cluster_is_costs_seconds_and_is_one_line(address: str) -> None:
     address = address.replace("PORT", str(unused_port()))
-    started = time.monotonic()
     with pytest.raises(UserError) as told, connected(address, option="evaluation.address"):
         pass
     assert str(told.value).startswith(f"evaluation.address={address}: cannot connect (")
     assert "ray start --head" in str(told.value)
     assert "\n" not in str(told.value)
-    assert time.monotonic() - started < 60  # Ray itself would take minutes
 
 
+@pytest.mark.timeout(60)
 def test_a_cluster_that_the_environment_names_and_that_is_gone_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
